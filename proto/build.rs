@@ -17,7 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let daemon = protox::compile(["soci/v1/daemon.proto"], ["."])?;
     tonic_prost_build::configure().compile_fds(daemon)?;
 
-    let declarations = planus_translation::translate_files(&["ztoc.fbs"]).ok_or("ztoc.fbs does not translate")?;
+    let declarations =
+        planus_translation::translate_files(&["ztoc.fbs"]).ok_or("ztoc.fbs does not translate")?;
     let code = planus_codegen::generate_rust(&declarations, true)?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     std::fs::write(out.join("ztoc.rs"), code)?;

@@ -7,14 +7,28 @@
 /// containerd's `containerd.services.snapshots.v1`, with the server trait that a proxy snapshotter implements.
 #[cfg(feature = "grpc")]
 pub mod snapshots {
-    #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+    #![allow(
+        missing_docs,
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        clippy::indexing_slicing,
+        reason = "generated code"
+    )]
     tonic::include_proto!("containerd.services.snapshots.v1");
 }
 
 /// The daemon's own service `soci.v1.Daemon`.
 #[cfg(feature = "grpc")]
 pub mod daemon {
-    #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+    #![allow(
+        missing_docs,
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        clippy::indexing_slicing,
+        reason = "generated code"
+    )]
     tonic::include_proto!("soci.v1");
 }
 
@@ -27,7 +41,13 @@ pub mod ztoc {
         unsafe_code,
         clippy::all,
         clippy::pedantic,
-        clippy::restriction,
+        clippy::allow_attributes_without_reason,
+        clippy::indexing_slicing,
+        clippy::undocumented_unsafe_blocks,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::unreachable,
+        clippy::panic,
         reason = "generated code"
     )]
     include!(concat!(env!("OUT_DIR"), "/ztoc.rs"));
