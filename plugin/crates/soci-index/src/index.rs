@@ -126,8 +126,9 @@ impl SociIndex {
 
     /// The prefetch artifact of the (compressed) layer `layer`.
     pub fn prefetch_for_layer(&self, layer: &Digest) -> Option<&Descriptor> {
-        let prefetch = self.layers.iter().filter(|layer| has_media_type(layer, PREFETCH_MEDIA_TYPE));
-        prefetch.filter(|blob| annotation(blob, ANNOTATION_LAYER_DIGEST) == Some(layer.as_ref())).next_back()
+        let describes =
+            |blob: &&Descriptor| annotation(blob, ANNOTATION_LAYER_DIGEST) == Some(layer.as_ref());
+        self.layers.iter().filter(|blob| has_media_type(blob, PREFETCH_MEDIA_TYPE)).rfind(describes)
     }
 
     /// The index's own annotations.
