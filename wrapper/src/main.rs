@@ -1,2 +1,57 @@
-#![allow(missing_docs, reason = "skeleton")]
-fn main() {}
+//! `soci`: pulls, runs and indexes container images that need not be downloaded before they start.
+//!
+//! The grammar is `ctr`'s where `ctr` has the command. One file per subcommand below [`command`]; what several of them share stands in a
+//! module of its own beside it.
+
+mod args;
+mod command;
+mod connection;
+mod context;
+mod duration;
+mod error;
+mod registry;
+mod table;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Args;
+use crate::context::Context;
+use crate::error::Error;
+
+fn main() -> ExitCode {
+    let outcome = match Args::try_parse() {
+        Ok(args) => run(args),
+        Err(error) => match Error::from_parser(&error) {
+            Some(error) => Err(error),
+            // Help or version was asked for.
+            None => return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE },
+        },
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}
+
+fn run(args: Args) -> Result<(), Error> {
+    terminal::log(args.global.debug);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::Io { what: "start the runtime".to_owned(), source })?;
+    let outcome = runtime.block_on(async {
+        let context = Context::new(&args.global)?;
+        match context.timeout() {
+            Some(limit) => tokio::time::timeout(limit, command::run(args.command, &context))
+                .await
+                .unwrap_or(Err(Error::Timeout { limit })),
+            None => command::run(args.command, &context).await,
+        }
+    });
+    // A read of stdin or a look-up in the resolver may still hang; nobody waits for it.
+    runtime.shutdown_background();
+    outcome
+}
