@@ -1,0 +1,268 @@
+//! The client: one per set of credentials and host options, cheap to clone.
+
+use crate::body::BlobStream;
+use crate::credentials::{CredentialSource, NoCredentials};
+use crate::error::{ClientError, RegistryError};
+use crate::host::HostOptions;
+use crate::platform::Platform;
+use crate::reference::{Reference, Repository};
+use crate::upload::{BlobUpload, PushOutcome};
+use bytes::Bytes;
+use oci_spec::image::{Descriptor, Digest};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Largest manifest that is read, in bytes; registries have the same bound.
+pub const MAX_MANIFEST_SIZE: u64 = 4 << 20;
+
+/// How a client is to behave.
+#[derive(Clone)]
+pub struct ClientOptions {
+    /// `User-Agent`.
+    pub user_agent: String,
+    /// For a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// From the end of a request to the head of its answer.
+    pub header_timeout: Duration,
+    /// Between two pieces of a body, in either direction.
+    pub idle_timeout: Duration,
+    /// How often a request is sent again after a transient failure.
+    pub retries: u32,
+    /// The first wait before a retry; it doubles each time.
+    pub min_backoff: Duration,
+    /// The longest wait before a retry, also where the registry asks for a longer one.
+    pub max_backoff: Duration,
+    /// Scheme and TLS.
+    pub hosts: HostOptions,
+    /// Credentials.
+    pub credentials: Arc<dyn CredentialSource>,
+}
+
+/// A manifest (or index) whose bytes match its digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FetchedManifest {
+    /// Media type, digest and size.
+    pub descriptor: Descriptor,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// An image for one platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// What the reference names: an index, or the manifest itself.
+    pub top: FetchedManifest,
+    /// The manifest for the platform.
+    pub manifest: FetchedManifest,
+}
+
+/// What the registry said to a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PushedManifest {
+    /// Its descriptor.
+    pub descriptor: Descriptor,
+    /// Whether the registry has put it into its subject's list of referrers (`OCI-Subject`).
+    pub subject_listed: bool,
+}
+
+/// A client for registries.
+#[derive(Clone)]
+pub struct Client {
+    options: Arc<ClientOptions>,
+}
+
+// === impl ClientOptions ===
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            user_agent: concat!("soci-snapshotter/", env!("CARGO_PKG_VERSION")).to_owned(),
+            connect_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(30),
+            retries: 5,
+            min_backoff: Duration::from_millis(200),
+            max_backoff: Duration::from_secs(10),
+            hosts: HostOptions::default(),
+            credentials: Arc::new(NoCredentials),
+        }
+    }
+}
+
+impl fmt::Debug for ClientOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientOptions")
+            .field("user_agent", &self.user_agent)
+            .field("retries", &self.retries)
+            .field("hosts", &self.hosts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+// === impl Client ===
+
+#[allow(clippy::unused_async, unused_variables, reason = "skeleton")]
+impl Client {
+    /// A client. Opens no connection.
+    ///
+    /// # Errors
+    /// Where a certificate file cannot be used.
+    pub fn new(options: ClientOptions) -> Result<Self, ClientError> {
+        Ok(Self { options: Arc::new(options) })
+    }
+
+    /// What a reference names now: media type, digest, size. Nothing is downloaded where the registry tells.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        Err(skeleton(reference.repository()))
+    }
+
+    /// The manifest or index that a reference names. Its digest is checked, its size at most [`MAX_MANIFEST_SIZE`].
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn manifest(&self, reference: &Reference) -> Result<FetchedManifest, RegistryError> {
+        Err(skeleton(reference.repository()))
+    }
+
+    /// The image that a reference names, for one platform.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoPlatform`], or any other.
+    pub async fn image(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, RegistryError> {
+        Err(skeleton(reference.repository()))
+    }
+
+    /// A blob as a stream. A connection that breaks in mid-blob is replaced by another that goes on from there.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`]; the stream itself may end with one, see [`BlobStream`].
+    pub async fn blob(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+    ) -> Result<BlobStream, RegistryError> {
+        Err(skeleton(repository))
+    }
+
+    /// A small blob as a whole, its digest checked; at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn blob_bytes(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<Bytes, RegistryError> {
+        Err(skeleton(repository))
+    }
+
+    /// Bytes `range` of a blob: exactly these, but *not* checked against a digest, which covers the whole blob only.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`]; a range that is not inside the blob is [`RegistryError::Status`] 416 or
+    /// [`RegistryError::Length`].
+    pub async fn blob_range(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<Bytes, RegistryError> {
+        Err(skeleton(repository))
+    }
+
+    /// Whether the repository has a blob.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`] but "not found".
+    pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, RegistryError> {
+        Err(skeleton(repository))
+    }
+
+    /// Whether the repository has a manifest (by tag or digest).
+    ///
+    /// # Errors
+    /// Any [`RegistryError`] but "not found".
+    pub async fn has_manifest(&self, reference: &Reference) -> Result<bool, RegistryError> {
+        Err(skeleton(reference.repository()))
+    }
+
+    /// Uploads a blob in one request, unless the repository has it.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn push_blob(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        upload: impl Into<BlobUpload> + Send,
+    ) -> Result<PushOutcome, RegistryError> {
+        Err(skeleton(repository))
+    }
+
+    /// Puts a manifest under the reference's tag, or under its digest, which has to be that of `bytes`.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn push_manifest(
+        &self,
+        reference: &Reference,
+        media_type: &str,
+        bytes: &[u8],
+    ) -> Result<PushedManifest, RegistryError> {
+        Err(skeleton(reference.repository()))
+    }
+
+    /// The manifests of type `artifact_type` that refer to `subject`, by the referrers API, else by the fallback tag. None
+    /// is an empty list.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`] but "not found".
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        Err(skeleton(repository))
+    }
+
+    /// Pushes a manifest that refers to `subject` (its `bytes` say so) and sees to it that `subject`'s list of referrers
+    /// has it: by the registry itself, else under the fallback tag. `descriptor` is the entry for the list, with artifact
+    /// type and annotations.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn push_referrer(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        bytes: &[u8],
+        subject: &Digest,
+    ) -> Result<(), RegistryError> {
+        Err(skeleton(repository))
+    }
+}
+
+fn skeleton(repository: &Repository) -> RegistryError {
+    RegistryError::InvalidResponse {
+        host: repository.host().to_owned(),
+        repository: repository.clone(),
+        reason: "not there yet".to_owned(),
+    }
+}
