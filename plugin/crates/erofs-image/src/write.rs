@@ -254,11 +254,11 @@ impl Packer {
 }
 
 /// The names of a directory with `.` and `..` in byte order.
-fn directory_entries<'a>(
-    children: &'a BTreeMap<Box<[u8]>, NodeId>,
+fn directory_entries(
+    children: &BTreeMap<Box<[u8]>, NodeId>,
     parent: NodeId,
     itself: NodeId,
-) -> impl Iterator<Item = (&'a [u8], NodeId)> {
+) -> impl Iterator<Item = (&[u8], NodeId)> {
     use std::ops::Bound::{Excluded, Unbounded};
     const DOT: &[u8] = b".";
     const DOTS: &[u8] = b"..";
@@ -266,9 +266,10 @@ fn directory_entries<'a>(
     let before = children.range::<[u8], _>((Unbounded, Excluded(DOT)));
     let between = children.range::<[u8], _>((Excluded(DOT), Excluded(DOTS)));
     let after = children.range::<[u8], _>((Excluded(DOTS), Unbounded));
-    let entry = |(name, id): (&'a Box<[u8]>, &'a NodeId)| (&**name, *id);
     let (dot, dots) = ([(DOT, itself)], [(DOTS, parent)]);
-    before.map(entry).chain(dot).chain(between.map(entry)).chain(dots).chain(after.map(entry))
+    let named = before.map(|(name, id)| (name.as_ref(), *id)).chain(dot);
+    let named = named.chain(between.map(|(name, id)| (name.as_ref(), *id))).chain(dots);
+    named.chain(after.map(|(name, id)| (name.as_ref(), *id)))
 }
 
 /// The attributes of a node with that of an opaque directory, by name.
