@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# Sourced. The Debian packages that the scripts need, in one place, and the check of the Rust toolchain.
+
+# To build: a linker, the C library, protoc for containerd-client's build.
+packages_build=(gcc libc6-dev protobuf-compiler)
+# To run the stack: containerd with runc, a registry and its htpasswd files, FUSE.
+packages_stack=(containerd runc docker-registry apache2-utils fuse3 ca-certificates)
+# To make images.
+packages_image=(debootstrap gzip tar xz-utils)
+# What the tests compare with and make their images from.
+packages_tests=(attr busybox-static curl erofs-utils libcap2-bin shellcheck util-linux zstd)
+
+# missing_packages NAME...: those of them that are not installed.
+missing_packages() {
+    local name
+    for name; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) == installed ]] || printf '%s\n' "$name"
+    done
+}
+
+# install_packages NAME...: with apt, without starting a service, and without one at the next boot that was not wanted.
+install_packages() {
+    local -a missing
+    mapfile -t missing < <(missing_packages "$@")
+    ((${#missing[@]})) || { say "all Debian packages are there"; return 0; }
+    [[ $EUID -eq 0 ]] || die "needs root to install: ${missing[*]}"
+    say "installing ${missing[*]}"
+    with_dots 'apt-get update' apt-get -q update
+    with_dots 'apt-get install' apt_install_quietly "${missing[@]}"
+    # Debian starts a registry on port 5000 at every boot; ours is started by hand.
+    if [[ " ${missing[*]} " == *' docker-registry '* && -d /run/systemd/system ]]; then
+        systemctl --quiet disable docker-registry 2>/dev/null || true
+    fi
+}
+
+# apt_install_quietly NAME...: policy-rc.d tells the packages' scripts to start nothing.
+apt_install_quietly() {
+    local policy=/usr/sbin/policy-rc.d made='' status=0
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
+        made=1
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" || status=$?
+    [[ -z $made ]] || rm -f "$policy"
+    return "$status"
+}
+
+# need_cargo: a cargo that is as new as rust-version in Cargo.toml asks for.
+need_cargo() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repository/Cargo.toml")
+    [[ $(type -t cargo) == file ]] || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    found=$(cargo --version 2>/dev/null | cut -d ' ' -f 2) || true
+    if [[ -z $found || $(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1) != "$wanted" ]]; then
+        die "needs cargo $wanted or newer (${found:-none} found); get it with: curl https://sh.rustup.rs -sSf | sh -s -- -y && . \"\$HOME/.cargo/env\""
+    fi
+}
+
+# need_components NAME...: rustfmt, clippy.
+need_components() {
+    local name
+    for name; do
+        cargo "${name/rustfmt/fmt}" --version >/dev/null 2>&1 && continue
+        rustup component add "$name" || die "needs cargo's $name"
+    done
+}

@@ -1,0 +1,93 @@
+# shellcheck shell=bash
+# Sourced. An image of RabbitMQ out of Debian's own packages: 10 gzip layers, 3 of them over 10 MiB.
+
+rabbitmq_suite=bookworm
+
+# debian_mirror: where apt on this machine gets the suite from.
+debian_mirror() {
+    apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v suite="$rabbitmq_suite" '$1 == suite { print $2; exit }'
+}
+
+# rabbitmq_rootfs FOLDER: an unpacked Debian with rabbitmq-server, by debootstrap.
+rabbitmq_rootfs() {
+    local mirror
+    mirror=$(debian_mirror)
+    [[ -n $mirror ]] || die "apt has no source for Debian $rabbitmq_suite on this machine"
+    rm -rf --one-file-system -- "$1"
+    mkdir -p "$(dirname "$1")"
+    # In a mount namespace of its own: what debootstrap mounts (proc, sys) cannot stay behind.
+    with_dots "debootstrap $rabbitmq_suite with rabbitmq-server" \
+        unshare --mount debootstrap --variant=minbase --include=rabbitmq-server "$rabbitmq_suite" "$1" "$mirror"
+}
+
+# rabbitmq_trim ROOT: what differs from one installation to the next, or only serves apt, goes; the server's settings come.
+rabbitmq_trim() {
+    local root=$1
+    rm -rf -- "$root"/var/cache/{apt,debconf,ldconfig}/* "$root"/var/lib/apt/lists/* "$root"/var/log/{apt,*.log} \
+        "$root"/var/lib/dpkg/*-old "$root"/var/lib/rabbitmq/.erlang.cookie "$root"/etc/{machine-id,hostname,resolv.conf} \
+        "$root"/{dev,proc,sys,run,tmp}/* "$root"/var/tmp/* "$root"/debootstrap
+    # Loopback only: with --net-host the ports are the machine's.
+    printf '%s\n' 'listeners.tcp.default = 127.0.0.1:5672' 'log.console = true' 'log.console.level = info' 'log.file = false' \
+        >"$root/etc/rabbitmq/rabbitmq.conf"
+    printf '#!/bin/sh\n%s\n' '# RabbitMQ in the foreground; the cookie is made at the first start.' >"$root/usr/local/bin/rabbitmq"
+    printf '%s\n' 'exec /usr/lib/rabbitmq/bin/rabbitmq-server "$@"' >>"$root/usr/local/bin/rabbitmq"
+    chmod 755 "$root/usr/local/bin/rabbitmq"
+}
+
+# rabbitmq_image ROOT REFERENCE ARCHIVE: cut ROOT into layers; each path goes to the first pattern that it fits.
+rabbitmq_image() {
+    local root=$1 reference=$2 archive=$3 work number pattern
+    work=$archive.layout
+    local -a patterns=(
+        '^etc/rabbitmq(/|$)'                                             # 9 the server's settings
+        '^usr/local(/|$)'                                                # 10 its entry point
+        '^usr/lib/rabbitmq(/|$)|^usr/sbin/rabbitmq|^usr/share/rabbitmq'  # 3 the server            > 10 MiB
+        '^usr/lib/erlang(/|$)|^usr/(lib|share|bin)/[^/]*python3|^usr/lib/x86_64-linux-gnu/lib(crypto|ssl)' # 2 what it stands on > 10 MiB
+        '^var/lib/dpkg(/|$)'                                             # 4 package data base
+        '^usr/share/(man|info|lintian|bug)(/|$)'                         # 5 manual pages
+        '^var(/|$)'                                                      # 6 state, owned by the server's user
+        '^etc(/|$)'                                                      # 7 accounts and settings
+        '^usr/share/(perl|zoneinfo|bash-completion|pam)'                 # 8 odds and ends
+        '.'                                                              # 1 the base               > 10 MiB
+    )
+    local -a order=(10 4 3 5 6 7 8 9 1 2)
+    begin_image "$work"
+    find "$root" -mindepth 1 -printf '%P\n' >"$work/paths"
+    number=0
+    for pattern in "${patterns[@]}"; do
+        number=$((number + 1))
+        grep -E -- "$pattern" "$work/paths" >"$work/paths.$number" || die "no path of the image fits $pattern"
+        grep -Ev -- "$pattern" "$work/paths" >"$work/rest" || true
+        mv -- "$work/rest" "$work/paths"
+    done
+    for number in "${order[@]}"; do
+        say "layer $(($(wc -l <"$work/layers") + 1)) of 10"
+        add_paths "$work" "$root" <"$work/paths.$number"
+    done
+    finish_image "$work" "$reference" "$(rabbitmq_config)" "$archive"
+    number=$(awk '$3 > 10485760' "$work/layers" | wc -l)
+    [[ $(wc -l <"$work/layers") -eq 10 && $number -eq 3 ]] || die "the image has $number layers over 10 MiB instead of 3"
+    rm -rf -- "$work"
+}
+
+# rabbitmq_config: the "config" object: who runs what.
+rabbitmq_config() {
+    printf '%s' '{"User":"rabbitmq","Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",' \
+        '"HOME=/var/lib/rabbitmq","LANG=C.UTF-8","RABBITMQ_NODENAME=rabbit@localhost","ERL_EPMD_ADDRESS=127.0.0.1"],' \
+        '"Entrypoint":["/usr/local/bin/rabbitmq"],"WorkingDir":"/var/lib/rabbitmq"}'
+}
+
+# rabbitmq_archive CACHE REFERENCE: prints nothing, makes $CACHE/rabbitmq.tar when it is not there yet.
+rabbitmq_archive() {
+    local cache=$1
+    if [[ -s $cache/rabbitmq.tar ]]; then
+        say "the image is in $cache already"
+        return
+    fi
+    mkdir -p "$cache"
+    rabbitmq_rootfs "$cache/rootfs"
+    rabbitmq_trim "$cache/rootfs"
+    rabbitmq_image "$cache/rootfs" "$2" "$cache/rabbitmq.tar"
+    rm -rf --one-file-system -- "$cache/rootfs"
+}

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# All checks and tests, with their set-up. See usage below.
+set -Eeuo pipefail
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/lib/say.sh
+. "$repository/scripts/lib/say.sh"
+# shellcheck source=scripts/lib/packages.sh
+. "$repository/scripts/lib/packages.sh"
+# shellcheck source=scripts/lib/scratch.sh
+. "$repository/scripts/lib/scratch.sh"
+
+usage() {
+    cat <<EOF
+usage: scripts/test.sh [check|unit|e2e]... [-- TEST-ARGUMENTS...]
+
+  check   rustfmt, clippy with warnings as errors, shellcheck
+  unit    unit, property and golden tests of all crates, with real FUSE mounts
+  e2e     end to end, with a real containerd, runc and registry
+Without a name: all of them. TEST-ARGUMENTS go to the tests (a name to select by, --nocapture).
+EOF
+}
+
+steps=()
+while (($#)); do
+    case $1 in
+        check | unit | e2e) steps+=("$1") ;;
+        --) shift; break ;;
+        -h | --help) usage; exit 0 ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    shift
+done
+((${#steps[@]})) || steps=(check unit e2e)
+[[ $EUID -eq 0 ]] || die 'run it as root: it mounts and starts containers'
+
+check() {
+    cargo fmt --all --check
+    say 'clippy'
+    cargo clippy --workspace --all-targets --locked -- --deny warnings
+    say 'shellcheck'
+    (cd "$repository" && shellcheck -x scripts/*.sh .ci/run)
+}
+
+unit() { cargo test --workspace --exclude soci-tests --locked --no-fail-fast -- "$@"; }
+
+e2e() {
+    cargo build --locked --bins
+    # Two stacks at a time: each test has a registry, a containerd and a daemon of its own.
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-2} cargo test --package soci-tests --locked --no-fail-fast -- "$@"
+}
+
+open_scratch soci-test
+# The harness puts its folders and names below these, so that what an interrupted test leaves is found.
+export TMPDIR=$scratch SOCI_TEST_NAMESPACE=$namespace
+heading 'What is needed'
+install_packages "${packages_build[@]}" "${packages_stack[@]}" "${packages_image[@]}" "${packages_tests[@]}"
+need_cargo
+need_components rustfmt clippy
+cd "$repository"
+failed=()
+for step in "${steps[@]}"; do
+    heading "$step"
+    "$step" "$@" || failed+=("$step")
+done
+((${#failed[@]} == 0)) || die "failed: ${failed[*]}"
+say "passed: ${steps[*]}"
