@@ -5,23 +5,15 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use jiff::Timestamp;
 use oci_spec::image::{Descriptor, Digest, MediaType};
-use serde_json::Value;
+use soci_index::{EMPTY_CONFIG, PREFETCH_MEDIA_TYPE, SociIndex, Version, ZTOC_MEDIA_TYPE, digest_of};
 
 use crate::containerd::Containerd;
 use crate::content::{ContentInfo, ContentStore};
-use crate::digest::{digest_of, parse_digest};
+use crate::digest::parse_digest;
 use crate::error::StoreError;
 use crate::filter;
 use crate::labels::{self, Labels};
 use crate::lease::Lease;
-
-const ARTIFACT_TYPE_V2: &str = "application/vnd.amazon.soci.index.v2+json";
-const ZTOC_MEDIA_TYPE: &str = "application/octet-stream";
-const PREFETCH_MEDIA_TYPE: &str = "application/vnd.amazon.soci.prefetch.v1+json";
-const EMPTY_CONFIG: &[u8] = b"{}";
-
-/// Largest index manifest that is taken, bytes (the limit that registries have for manifests).
-const MAX_INDEX_SIZE: u64 = 4 << 20;
 
 /// What an index is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,16 +121,17 @@ impl Artifacts {
         target: &IndexTarget,
     ) -> Result<Descriptor, StoreError> {
         let digest = digest_of(&bytes);
-        let links = Links::parse(&digest, &bytes)?;
-        if links.config == digest_of(EMPTY_CONFIG) {
-            let size = EMPTY_CONFIG.len() as u64;
-            let config =
-                Descriptor::new(MediaType::from(links.config_type.as_str()), size, links.config.clone());
-            let empty = Bytes::from_static(EMPTY_CONFIG);
-            self.content.write_bytes(lease, &config, Labels::new(), empty).await?;
-        }
+        let index = SociIndex::parse(&bytes).map_err(|error| StoreError::Artifact {
+            what: "index",
+            digest: digest.to_string(),
+            source: error,
+        })?;
+        // An index of ours or upstream's has the empty config; what another may have there nobody reads.
+        let config_type = MediaType::from(index.version().artifact_type());
+        let config = Descriptor::new(config_type, EMPTY_CONFIG.len() as u64, digest_of(EMPTY_CONFIG));
+        self.content.write_bytes(lease, &config, Labels::new(), Bytes::from_static(EMPTY_CONFIG)).await?;
         let descriptor = Descriptor::new(MediaType::ImageManifest, bytes.len() as u64, digest.clone());
-        self.content.write_bytes(lease, &descriptor, links.labels(target), bytes).await?;
+        self.content.write_bytes(lease, &descriptor, index_labels(&index, target), bytes).await?;
         self.link(&target.image_digest, &digest).await?;
         Ok(descriptor)
     }
@@ -214,7 +207,7 @@ impl Artifacts {
     /// # Errors
     /// As [`ContentStore::read_all`].
     pub async fn read_index(&self, digest: &Digest) -> Result<Bytes, StoreError> {
-        self.content.read_all(digest, MAX_INDEX_SIZE).await
+        self.content.read_all(digest, soci_index::MAX_INDEX_SIZE as u64).await
     }
 
     /// Lets go of an index and deletes it; its zTOCs go with the next collection unless another index holds them.
@@ -254,50 +247,23 @@ fn link_labels(present: &Labels, index: &Digest) -> Labels {
     labels
 }
 
-/// What an index refers to.
-struct Links {
-    config: Digest,
-    config_type: String,
-    layers: Vec<Digest>,
-}
-
-impl Links {
-    fn parse(digest: &Digest, bytes: &[u8]) -> Result<Links, StoreError> {
-        let malformed = |reason: &str| StoreError::Artifact {
-            what: "index",
-            digest: digest.to_string(),
-            reason: reason.to_owned(),
-        };
-        let manifest: Value = serde_json::from_slice(bytes).map_err(|error| malformed(&error.to_string()))?;
-        let linked =
-            |descriptor: &Value| descriptor.get("digest").and_then(Value::as_str).and_then(parse_digest);
-        let config = manifest.get("config").ok_or_else(|| malformed("no config"))?;
-        let layers =
-            manifest.get("layers").and_then(Value::as_array).ok_or_else(|| malformed("no layers"))?;
-        Ok(Links {
-            config_type: config.get("mediaType").and_then(Value::as_str).unwrap_or_default().to_owned(),
-            config: linked(config).ok_or_else(|| malformed("the config has no digest"))?,
-            layers: layers
-                .iter()
-                .map(|layer| linked(layer).ok_or_else(|| malformed("a layer has no digest")))
-                .collect::<Result<_, _>>()?,
-        })
+/// What holds an index's parts, and its record.
+fn index_labels(index: &SociIndex, target: &IndexTarget) -> Labels {
+    let version = match index.version() {
+        Version::V1 => "v1",
+        Version::V2 => "v2",
+    };
+    let mut labels = Labels::from([
+        (labels::GC_REF_CONFIG.to_owned(), digest_of(EMPTY_CONFIG).to_string()),
+        (labels::INDEX_IMAGE_DIGEST.to_owned(), target.image_digest.to_string()),
+        (labels::INDEX_PLATFORM.to_owned(), target.platform.clone()),
+        (labels::INDEX_VERSION.to_owned(), version.to_owned()),
+        (labels::INDEX_CREATED_AT.to_owned(), target.created_at.to_string()),
+    ]);
+    for (n, blob) in index.blobs().iter().enumerate() {
+        labels.insert(labels::gc_ref_ztoc(n), blob.digest().to_string());
     }
-
-    fn labels(&self, target: &IndexTarget) -> Labels {
-        let version = if self.config_type == ARTIFACT_TYPE_V2 { "v2" } else { "v1" };
-        let mut labels = Labels::from([
-            (labels::GC_REF_CONFIG.to_owned(), self.config.to_string()),
-            (labels::INDEX_IMAGE_DIGEST.to_owned(), target.image_digest.to_string()),
-            (labels::INDEX_PLATFORM.to_owned(), target.platform.clone()),
-            (labels::INDEX_VERSION.to_owned(), version.to_owned()),
-            (labels::INDEX_CREATED_AT.to_owned(), target.created_at.to_string()),
-        ]);
-        for (n, layer) in self.layers.iter().enumerate() {
-            labels.insert(labels::gc_ref_ztoc(n), layer.to_string());
-        }
-        labels
-    }
+    labels
 }
 
 fn index_record(info: &ContentInfo) -> Option<IndexRecord> {
@@ -340,36 +306,27 @@ mod tests {
 
     #[test]
     fn index_labels_hold_config_and_ztocs() {
-        let (config, ztoc) = (digest_of(b"{}"), digest_of(b"ztoc"));
-        let json = format!(
-            r#"{{"config":{{"mediaType":"application/vnd.amazon.soci.index.v2+json","digest":"{config}"}},"layers":[{{"digest":"{ztoc}"}}]}}"#
-        );
-        let links = Links::parse(&digest_of(json.as_bytes()), json.as_bytes()).unwrap();
-        let labels = links.labels(&target());
-        assert_eq!(labels["containerd.io/gc.ref.content.config"], config.to_string());
+        let ztoc = digest_of(b"ztoc");
+        let mut builder = soci_index::IndexBuilder::v2();
+        builder.add_ztoc(soci_index::ZtocRecord {
+            digest: ztoc.clone(),
+            size: 4,
+            layer_digest: digest_of(b"layer"),
+            layer_media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+            span_size: 4 << 20,
+            disable_xattrs: false,
+        });
+        let index = builder.build();
+        let labels = index_labels(&index, &target());
+        assert_eq!(labels["containerd.io/gc.ref.content.config"], digest_of(b"{}").to_string());
         assert_eq!(labels["containerd.io/gc.ref.content.ztoc.0"], ztoc.to_string());
         assert_eq!(labels["com.amazon.soci.index.version"], "v2");
 
-        let info = ContentInfo { digest: digest_of(json.as_bytes()), size: 1, labels, created_at: None };
+        let info = ContentInfo { digest: digest_of(&index.to_json()), size: 1, labels, created_at: None };
         let record = index_record(&info).unwrap();
         assert_eq!(record.image_digest, target().image_digest);
         assert_eq!(record.created_at, target().created_at);
         assert_eq!(record.platform, "linux/amd64");
-    }
-
-    #[test]
-    fn hostile_index_is_an_error() {
-        let digest = digest_of(b"");
-        for json in [
-            "",
-            "[]",
-            "{}",
-            r#"{"config":{}}"#,
-            r#"{"config":{"digest":"x"},"layers":[]}"#,
-            r#"{"layers":3}"#,
-        ] {
-            assert!(Links::parse(&digest, json.as_bytes()).is_err(), "{json}");
-        }
     }
 
     #[test]

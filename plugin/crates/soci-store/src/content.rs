@@ -15,10 +15,11 @@ use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
 use oci_spec::image::{Descriptor, Digest};
 use sha2::{Digest as _, Sha256};
+use soci_index::{digest_from, digest_of};
 
 pub use self::writer::{ContentWriter, OpenedWriter};
 use crate::containerd::Containerd;
-use crate::digest::{from_sha256, parse_digest};
+use crate::digest::parse_digest;
 use crate::error::StoreError;
 use crate::labels::{self, Labels};
 use crate::lease::Lease;
@@ -97,7 +98,7 @@ impl ContentStore {
             return Err(StoreError::TooLarge { digest: digest.to_string(), size: info.size, limit });
         }
         let bytes = self.read_range(digest, 0..info.size).await?;
-        let found = from_sha256(Sha256::digest(&bytes).into());
+        let found = digest_of(&bytes);
         if found != *digest {
             return Err(StoreError::Mismatch {
                 digest: digest.to_string(),
@@ -236,7 +237,7 @@ impl ContentStore {
         if length != descriptor.size() {
             return Err(mismatch(format!("{length} bytes instead of {}", descriptor.size())));
         }
-        let found = from_sha256(hash.finalize().into());
+        let found = digest_from(hash.finalize().into());
         if found != *digest {
             return Err(mismatch(format!("they hash to {found}")));
         }

@@ -99,15 +99,15 @@ pub enum StoreError {
         /// Bytes of key and value.
         size: usize,
     },
-    /// An index, manifest or record that does not parse.
-    #[error("{what} {digest} does not parse: {reason}")]
+    /// What should be an index is none.
+    #[error("{what} {digest} is not one")]
     Artifact {
         /// What kind of artifact.
         what: &'static str,
         /// Its digest.
         digest: String,
         /// Why not.
-        reason: String,
+        source: soci_index::ParseError,
     },
 }
 

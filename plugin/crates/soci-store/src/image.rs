@@ -184,7 +184,7 @@ impl Images {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::digest_of;
+    use soci_index::digest_of;
 
     #[test]
     fn records_cross_the_wire() {

@@ -23,7 +23,7 @@ pub use crate::artifact::{Artifacts, IndexRecord, IndexTarget, ZtocRecord};
 pub use crate::connect::{ConnectError, connect};
 pub use crate::containerd::{Containerd, MAX_MESSAGE_SIZE, Namespace, NamespaceError};
 pub use crate::content::{ContentInfo, ContentStore, ContentWriter, OpenedWriter};
-pub use crate::digest::{digest_of, parse_digest};
+pub use crate::digest::parse_digest;
 pub use crate::error::StoreError;
 pub use crate::filter::{equals, present};
 pub use crate::image::{Image, Images};
