@@ -1,0 +1,307 @@
+//! Every key there is: name, type, bounds, default and meaning, in one place.
+//!
+//! The macro makes a struct for each table, its defaults, and the walk that the reader, the writer and the tests share, so a key cannot be
+//! read but not printed. Spelling is upstream's, CamelCase under `[http]` included.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+/// Where a value goes, with what it may be.
+#[derive(Debug)]
+pub enum Slot<'a> {
+    /// `true` or `false`.
+    Bool(&'a mut bool),
+    /// A whole number within bounds.
+    Int(&'a mut i64, RangeInclusive<i64>),
+    /// Any string.
+    Text(&'a mut String),
+    /// One of these, in any case.
+    Choice(&'a mut String, &'static [&'static str]),
+    /// A size: empty, or a number with an optional fraction and `b`, `kb`, `mb` or `gb` (1024-based).
+    Size(&'a mut String),
+    /// `[resolver.host."<host>"]` tables.
+    Hosts(&'a mut BTreeMap<String, Vec<Mirror>>),
+    /// `[….decompress_streams.<gzip|zstd>]` tables.
+    Streams(&'a mut BTreeMap<String, Decompressor>),
+}
+
+/// Sees every key.
+pub trait Visit {
+    /// `path` is dotted, from the top; `meaning` is one line.
+    fn key(&mut self, path: &'static str, meaning: &'static str, slot: Slot<'_>);
+}
+
+/// Another host that serves the same repositories.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mirror {
+    /// Host with optional port, or a URL.
+    pub host: String,
+    /// Plain HTTP, or HTTPS without checking the certificate.
+    pub insecure: bool,
+    /// Seconds for a request; 0 for the default, negative for no limit.
+    pub request_timeout_sec: i64,
+}
+
+/// A program that inflates a stream from its standard input to its standard output.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decompressor {
+    /// Absolute path of an executable file.
+    pub path: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+}
+
+macro_rules! kind {
+    (Bool) => { bool };
+    (Int) => { i64 };
+    (Text) => { String };
+    (Choice) => { String };
+    (Size) => { String };
+    (Hosts) => { BTreeMap<String, Vec<Mirror>> };
+    (Streams) => { BTreeMap<String, Decompressor> };
+}
+
+macro_rules! tables {
+    ($($(#[doc = $about:literal])+ $table:ident $member:ident {
+        $(#[doc = $meaning:literal] $field:ident $path:literal: $kind:ident$(($bound:expr))? = $default:expr;)*
+    })*) => {
+        $(
+            $(#[doc = $about])+
+            #[derive(Clone, Debug, PartialEq, Eq)]
+            pub struct $table { $(#[doc = $meaning] pub $field: kind!($kind),)* }
+
+            impl Default for $table {
+                fn default() -> $table {
+                    $table { $($field: <kind!($kind)>::from($default),)* }
+                }
+            }
+        )*
+
+        /// What the daemon goes by, a field for each table.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Config { $($(#[doc = $about])+ pub $member: $table,)* }
+
+        impl Config {
+            /// Shows every key to `visitor`, tables in the order of the example file.
+            pub fn visit(&mut self, visitor: &mut dyn Visit) {
+                $($(visitor.key($path, $meaning.trim_ascii(), Slot::$kind(&mut self.$member.$field $(, $bound)?));)*)*
+            }
+        }
+    };
+}
+
+const ANY: RangeInclusive<i64> = i64::MIN..=i64::MAX;
+const NATURAL: RangeInclusive<i64> = 0..=i64::MAX;
+const SECONDS: RangeInclusive<i64> = 1..=86_400;
+
+tables! {
+    /// Keys outside every table.
+    General general {
+        /// Accepted for upstream's sake: HTTP responses are not cached.
+        http_cache_type "http_cache_type": Text = "";
+        /// Accepted for upstream's sake: what was fetched is always kept in the layer file, on disk.
+        filesystem_cache_type "filesystem_cache_type": Text = "";
+        /// Images whose index is remembered at the same time (0: 256).
+        resolve_result_entry "resolve_result_entry": Int(NATURAL) = 0;
+        /// Accepted for upstream's sake: request tracing comes with --log-level trace.
+        debug "debug": Bool = false;
+        /// Accepted for upstream's sake, with a warning: what a container reads is always verified.
+        disable_verification "disable_verification": Bool = false;
+        /// Requests to registries at the same time, for the whole daemon (negative: 100).
+        max_concurrency "max_concurrency": Int(ANY) = 100;
+        /// Turns metrics off (not used yet).
+        no_prometheus "no_prometheus": Bool = false;
+        /// Seconds that one layer may take to be mounted before it is unpacked instead (0: 30).
+        mount_timeout_sec "mount_timeout_sec": Int(0..=3_600) = 30;
+        /// Accepted for upstream's sake.
+        fuse_metrics_emit_wait_duration_sec "fuse_metrics_emit_wait_duration_sec": Int(ANY) = 60;
+        /// Where metrics are served; empty for nowhere (not used yet).
+        metrics_address "metrics_address": Text = "";
+        /// What kind of address that is (not used yet).
+        metrics_network "metrics_network": Choice(&["tcp", "unix"]) = "tcp";
+        /// Where debugging data is served; empty for nowhere (not used yet).
+        debug_address "debug_address": Text = "";
+        /// Accepted for upstream's sake: a layer's metadata is in its layer file.
+        metadata_store "metadata_store": Choice(&["db", "db-multi"]) = "db";
+        /// Accepted for upstream's sake.
+        metadata_db_no_sync "metadata_db_no_sync": Bool = false;
+        /// Accepted for upstream's sake.
+        metadata_insertion_chunk_size "metadata_insertion_chunk_size": Int(ANY) = 0;
+        /// Starts even where the file system under the root cannot carry overlays.
+        skip_check_snapshotter_supported "skip_check_snapshotter_supported": Bool = false;
+    }
+    /// Talking to registries.
+    Http http {
+        /// Retries of a request (0: 8; negative: none).
+        max_retries "http.MaxRetries": Int(ANY) = 8;
+        /// Milliseconds before the first retry (0: 30).
+        min_wait_msec "http.MinWaitMsec": Int(NATURAL) = 30;
+        /// Milliseconds before a retry at most (0: 300000).
+        max_wait_msec "http.MaxWaitMsec": Int(NATURAL) = 300_000;
+        /// Milliseconds for a connection to be made (0: 3000).
+        dial_timeout_msec "http.DialTimeoutMsec": Int(NATURAL) = 3_000;
+        /// Milliseconds until a response begins (0: 3000).
+        response_header_timeout_msec "http.ResponseHeaderTimeoutMsec": Int(NATURAL) = 3_000;
+        /// Milliseconds for a whole request (0: 300000).
+        request_timeout_msec "http.RequestTimeoutMsec": Int(NATURAL) = 300_000;
+    }
+    /// Reading layers.
+    Blob blob {
+        /// Accepted for upstream's sake: a layer is checked by reading it.
+        valid_interval "blob.valid_interval": Int(ANY) = 60;
+        /// Accepted for upstream's sake.
+        check_always "blob.check_always": Bool = false;
+        /// Seconds after which a blocked read ends with EIO (0: 300).
+        fetching_timeout_sec "blob.fetching_timeout_sec": Int(0..=86_400) = 300;
+        /// Accepted for upstream's sake: every request asks for a single range.
+        force_single_range_mode "blob.force_single_range_mode": Bool = false;
+        /// Retries of a ranged request (0: as under [http]).
+        max_retries "blob.max_retries": Int(ANY) = 0;
+        /// Milliseconds before the first retry (0: as under [http]).
+        min_wait_msec "blob.min_wait_msec": Int(NATURAL) = 0;
+        /// Milliseconds before a retry at most (0: as under [http]).
+        max_wait_msec "blob.max_wait_msec": Int(NATURAL) = 0;
+        /// Further downloads of a span that did not match its digest (negative: 3).
+        max_span_verification_retries "blob.max_span_verification_retries": Int(ANY) = 0;
+    }
+    /// Upstream's cache of spans, which this daemon has no need of.
+    DirectoryCache directory_cache {
+        /// Accepted for upstream's sake.
+        max_lru_cache_entry "directory_cache.max_lru_cache_entry": Int(ANY) = 0;
+        /// Accepted for upstream's sake.
+        max_cache_fds "directory_cache.max_cache_fds": Int(ANY) = 0;
+        /// Accepted for upstream's sake.
+        sync_add "directory_cache.sync_add": Bool = false;
+        /// Accepted for upstream's sake.
+        direct "directory_cache.direct": Bool = true;
+    }
+    /// The file system that containers see.
+    Fuse fuse {
+        /// Accepted for upstream's sake: layers never change, so attributes never expire.
+        attr_timeout "fuse.attr_timeout": Int(ANY) = 1;
+        /// Accepted for upstream's sake: layers never change, so names never expire.
+        entry_timeout "fuse.entry_timeout": Int(ANY) = 1;
+        /// Accepted for upstream's sake: layers never change, so missing names never expire.
+        negative_timeout "fuse.negative_timeout": Int(ANY) = 1;
+        /// Logs each file system request at debug.
+        log_fuse_operations "fuse.log_fuse_operations": Bool = false;
+    }
+    /// Fetching what nobody asked for yet.
+    BackgroundFetch background_fetch {
+        /// Turns it off (not used yet).
+        disable "background_fetch.disable": Bool = false;
+        /// Milliseconds of quiet after a new image (not used yet).
+        silence_period_msec "background_fetch.silence_period_msec": Int(NATURAL) = 30_000;
+        /// Milliseconds between two fetches (not used yet).
+        fetch_period_msec "background_fetch.fetch_period_msec": Int(NATURAL) = 500;
+        /// Layers that wait at most (-1: no limit) (not used yet).
+        max_queue_size "background_fetch.max_queue_size": Int(-1..=i64::MAX) = 300;
+        /// Which layer is dropped from a full queue (not used yet).
+        drop_policy "background_fetch.drop_policy": Choice(&["newest", "oldest"]) = "newest";
+        /// Seconds between two updates of its metrics (not used yet).
+        emit_metric_period_sec "background_fetch.emit_metric_period_sec": Int(NATURAL) = 10;
+    }
+    /// Where indices and zTOCs are.
+    ContentStore content_store {
+        /// "containerd"; "soci", upstream's store of its own, is read as "containerd" too.
+        kind "content_store.type": Choice(&["containerd", "soci"]) = "containerd";
+        /// containerd's socket.
+        containerd_address "content_store.containerd_address": Text = "/run/containerd/containerd.sock";
+    }
+    /// Fetching what a prefetch artifact lists.
+    Prefetch prefetch {
+        /// Turns it on (not used yet).
+        enable "prefetch.enable": Bool = false;
+        /// Layers at the same time (0: no limit) (not used yet).
+        max_concurrency "prefetch.max_concurrency": Int(NATURAL) = 0;
+    }
+    /// Indices found through the registry's referrers.
+    SociV1 soci_v1 {
+        /// Looks for them.
+        enable "pull_modes.soci_v1.enable": Bool = true;
+    }
+    /// Indices named by the image's manifest.
+    SociV2 soci_v2 {
+        /// Looks for them.
+        enable "pull_modes.soci_v2.enable": Bool = true;
+    }
+    /// Downloading and unpacking whole images in parallel.
+    Parallel parallel {
+        /// Turns it on (not used yet).
+        enable "pull_modes.parallel_pull_unpack.enable": Bool = false;
+        /// Uses it for images without an index (not used yet).
+        as_fallback "pull_modes.parallel_pull_unpack.experimental_parallel_pull_as_fallback": Bool = false;
+        /// Downloads at the same time, all images together (-1: no limit) (not used yet).
+        max_concurrent_downloads "pull_modes.parallel_pull_unpack.max_concurrent_downloads": Int(-1..=i64::MAX) = -1;
+        /// Downloads at the same time for one image (-1: no limit) (not used yet).
+        max_concurrent_downloads_per_image "pull_modes.parallel_pull_unpack.max_concurrent_downloads_per_image": Int(-1..=i64::MAX) = 3;
+        /// Size of one ranged request, such as "8mb"; empty for the whole layer (not used yet).
+        concurrent_download_chunk_size "pull_modes.parallel_pull_unpack.concurrent_download_chunk_size": Size = "";
+        /// Layers unpacked at the same time, all images together (-1: no limit) (not used yet).
+        max_concurrent_unpacks "pull_modes.parallel_pull_unpack.max_concurrent_unpacks": Int(-1..=i64::MAX) = -1;
+        /// Layers unpacked at the same time for one image (-1: no limit) (not used yet).
+        max_concurrent_unpacks_per_image "pull_modes.parallel_pull_unpack.max_concurrent_unpacks_per_image": Int(-1..=i64::MAX) = 1;
+        /// Keeps nothing of a layer in containerd's content store once it is unpacked (not used yet).
+        discard_unpacked_layers "pull_modes.parallel_pull_unpack.discard_unpacked_layers": Bool = false;
+        /// Programs that inflate gzip or zstd: tables with path and args (not used yet).
+        decompress_streams "pull_modes.parallel_pull_unpack.decompress_streams": Streams = BTreeMap::new();
+    }
+    /// Credentials from the image pull secrets of a Kubernetes cluster.
+    KubeconfigKeychain kubeconfig_keychain {
+        /// Turns them on (not used yet).
+        enable_keychain "kubeconfig_keychain.enable_keychain": Bool = false;
+        /// File that says how to reach the cluster (not used yet).
+        kubeconfig_path "kubeconfig_keychain.kubeconfig_path": Text = "";
+    }
+    /// Credentials that the kubelet sends with its pulls.
+    CriKeychain cri_keychain {
+        /// Turns them on: the daemon's socket then serves the CRI's image service too (not used yet).
+        enable_keychain "cri_keychain.enable_keychain": Bool = false;
+        /// Socket of the image service that requests are passed to (not used yet).
+        image_service_path "cri_keychain.image_service_path": Text = "/run/containerd/containerd.sock";
+    }
+    /// How registries are reached.
+    Resolver resolver {
+        /// Accepted for upstream's sake: a token lives as long as the registry says.
+        auth_client_ttl_sec "resolver.auth_client_ttl_sec": Int(ANY) = 3_600;
+        /// Accepted for upstream's sake: clients are always shared.
+        enable_auth_client_sharing "resolver.enable_auth_client_sharing": Bool = false;
+        /// Mirrors of a host: tables with mirrors = [{host, insecure, request_timeout_sec}] (not used yet; hosts_dir is).
+        host "resolver.host": Hosts = BTreeMap::new();
+        /// Directory with containerd's <host>/hosts.toml files; empty for none (ours).
+        hosts_dir "resolver.hosts_dir": Text = "/etc/containerd/certs.d";
+    }
+    /// What becomes a lazy mount, and what happens at a restart.
+    Snapshotter snapshotter {
+        /// Layers with fewer compressed bytes are never mounted lazily.
+        min_layer_size "snapshotter.min_layer_size": Int(NATURAL) = 0;
+        /// Accepted for upstream's sake: the daemon starts in any case, and a layer that could not be restored is Unavailable.
+        allow_invalid_mounts_on_restart "snapshotter.allow_invalid_mounts_on_restart": Bool = false;
+    }
+    /// How long things may take (ours).
+    Deadlines deadlines {
+        /// Seconds to find an image's index before containerd pulls it the ordinary way.
+        resolve_sec "deadlines.resolve_sec": Int(SECONDS) = 5;
+        /// Seconds that an answer of containerd's may take.
+        containerd_sec "deadlines.containerd_sec": Int(SECONDS) = 2;
+        /// Seconds without a byte after which unpacking a layer here is given up.
+        unpack_stall_sec "deadlines.unpack_stall_sec": Int(SECONDS) = 30;
+        /// Seconds for requests in flight and mounts to end when the daemon is stopped.
+        drain_sec "deadlines.drain_sec": Int(SECONDS) = 10;
+        /// Seconds that "this image has no index" and a registry's failure are remembered.
+        negative_ttl_sec "deadlines.negative_ttl_sec": Int(0..=3_600) = 5;
+    }
+    /// How much at the same time (ours).
+    Limits limits {
+        /// Threads that check and inflate spans (0: one for each CPU).
+        inflate_threads "limits.inflate_threads": Int(0..=1_024) = 0;
+        /// Spans being fetched at the same time, for the whole daemon.
+        fetches "limits.fetches": Int(1..=4_096) = 32;
+        /// Layers being unpacked by the daemon at the same time.
+        unpacks "limits.unpacks": Int(1..=256) = 4;
+        /// Layers being mounted again at the same time when the daemon starts.
+        restores "limits.restores": Int(1..=1_024) = 16;
+        /// Bytes of the largest zTOC that is read.
+        ztoc_bytes "limits.ztoc_bytes": Size = "512mb";
+    }
+}

@@ -1,0 +1,184 @@
+//! Events as lines of JSON.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer};
+
+/// Writes each event as one flat JSON object with sorted keys: its fields, `level`, `msg` and `time`.
+pub struct JsonLines<W> {
+    out: Mutex<W>,
+}
+
+struct Fields(BTreeMap<&'static str, Value>);
+
+// === impl JsonLines ===
+
+impl JsonLines<std::io::Stdout> {
+    /// To the standard output. A reader that went away is no reason to stop: what cannot be written is dropped.
+    #[must_use]
+    pub fn stdout() -> Self {
+        JsonLines::new(std::io::stdout())
+    }
+}
+
+impl<W: Write> JsonLines<W> {
+    /// To any writer, one `write` call a line, so that lines of several threads stay whole.
+    pub fn new(out: W) -> Self {
+        JsonLines { out: Mutex::new(out) }
+    }
+}
+
+impl<W> fmt::Debug for JsonLines<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JsonLines").finish_non_exhaustive()
+    }
+}
+
+impl<S: Subscriber, W: Write + 'static> Layer<S> for JsonLines<W> {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields(BTreeMap::new());
+        event.record(&mut fields);
+        let line = fields.finish(*event.metadata().level(), jiff::Timestamp::now());
+        let mut out = self.out.lock();
+        // A full disk or a closed pipe must not end the daemon, and there is nobody left to tell.
+        let _ = out.write_all(line.as_bytes());
+        let _ = out.flush();
+    }
+}
+
+// === impl Fields ===
+
+impl Fields {
+    fn finish(mut self, level: Level, now: jiff::Timestamp) -> String {
+        self.0.insert("level", Value::from(name(level)));
+        self.0.insert("time", Value::from(format!("{now:.9}")));
+        self.0.entry("msg").or_insert_with(|| Value::from(""));
+        // Strings, numbers and booleans always serialise.
+        let mut line = serde_json::to_string(&self.0).unwrap_or_default();
+        line.push('\n');
+        line
+    }
+
+    fn insert(&mut self, field: &Field, value: Value) {
+        // A field with one of the three fixed names would hide it; logrus renames it the same way.
+        let name = match field.name() {
+            "message" => "msg",
+            "level" => "fields.level",
+            "msg" => "fields.msg",
+            "time" => "fields.time",
+            name => name,
+        };
+        self.0.insert(name, value);
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.insert(field, Value::from(format!("{value:?}")));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.insert(field, Value::from(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.insert(field, Value::from(value));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.insert(field, Value::from(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.insert(field, Value::from(value));
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.insert(field, Value::from(super::chain(value)));
+    }
+}
+
+/// logrus' names.
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "error",
+        Level::WARN => "warning",
+        Level::INFO => "info",
+        Level::DEBUG => "debug",
+        Level::TRACE => "trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn said(events: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        tracing::subscriber::with_default(
+            tracing_subscriber::registry().with(JsonLines::new(sink.clone())),
+            events,
+        );
+        String::from_utf8(sink.0.lock().clone()).unwrap()
+    }
+
+    #[test]
+    fn the_lines_that_upstream_documents() {
+        let text = said(|| {
+            tracing::debug!("mount-point" = %"/r/snapshotter/snapshots/18/fs", key = "sha256:5e98", "checking mount point");
+        });
+        let (line, time) = text.split_once(r#","time":""#).unwrap();
+        assert_eq!(
+            line,
+            r#"{"key":"sha256:5e98","level":"debug","mount-point":"/r/snapshotter/snapshots/18/fs","msg":"checking mount point""#
+        );
+        // 2022-08-16T18:06:48.628108043Z
+        assert_eq!(time.len(), "2022-08-16T18:06:48.628108043Z\"}\n".len());
+        assert!(time.ends_with("Z\"}\n"));
+    }
+
+    #[test]
+    fn error_sorts_first_and_levels_are_logrus_names() {
+        let text = said(|| {
+            tracing::warn!(
+                key = "k",
+                error = "failed to resolve layer \"sha256:1\"",
+                n = 3_u64,
+                "failed to prepare remote snapshot"
+            )
+        });
+        assert!(text.starts_with(r#"{"error":"failed to resolve layer \"sha256:1\"","key":"k","level":"warning","msg":"failed to prepare remote snapshot","n":3,"time":""#));
+    }
+
+    #[test]
+    fn one_event_is_one_line_whatever_is_in_it() {
+        let text = said(|| tracing::info!(path = "a\nb\u{0}\u{1b}[31m", time = "mine", "hello"));
+        assert_eq!(text.lines().count(), 1);
+        assert!(text.contains(r#""fields.time":"mine""#));
+        assert!(!text.contains('\u{1b}'));
+    }
+}
