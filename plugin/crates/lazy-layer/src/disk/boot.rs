@@ -1,0 +1,41 @@
+//! Whether the machine has been running since something was written.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::checksum::Checksum;
+
+/// Identity of one boot of the machine: what a process wrote during it can be read back, synced or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BootId(pub(crate) [u8; 16]);
+
+impl BootId {
+    /// The running boot's (`/proc/sys/kernel/random/boot_id`).
+    pub(crate) fn current() -> io::Result<Self> {
+        Self::read(Path::new("/proc/sys/kernel/random/boot_id"))
+    }
+
+    fn read(path: &Path) -> io::Result<Self> {
+        let text = fs::read(path)?;
+        let text = text.trim_ascii();
+        if text.is_empty() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Self(Checksum::of(text).to_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_has_one_id() {
+        assert_eq!(BootId::current().unwrap(), BootId::current().unwrap());
+        let other = tempfile::NamedTempFile::new().unwrap();
+        assert!(BootId::read(other.path()).is_err());
+        fs::write(other.path(), "6f6a8b0e-0000-4000-8000-000000000000\n").unwrap();
+        assert_ne!(BootId::read(other.path()).unwrap(), BootId::current().unwrap());
+    }
+}
