@@ -74,7 +74,6 @@ pub struct Inode {
 
 /// Why an image or a part of it cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum ReadError {
     /// It is no image of ours, or of another version.
     #[error("not a layer image: {what}")]

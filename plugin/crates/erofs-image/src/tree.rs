@@ -93,7 +93,6 @@ pub enum Content {
 
 /// Why an entry cannot be part of a tree.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum TreeError {
     /// A name is longer than 255 bytes.
     #[error("a name of {length} bytes is too long")]

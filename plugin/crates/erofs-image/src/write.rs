@@ -30,7 +30,6 @@ impl Written {
 
 /// Why a tree cannot be written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum WriteError {
     /// A file's data does not begin on a block of the tar.
     #[error("file data at {tar_offset} is not aligned to {BLOCK_SIZE} bytes")]

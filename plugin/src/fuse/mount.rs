@@ -1,0 +1,206 @@
+//! Mounting and unmounting.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lazy_layer::Layer;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::adapter::LayerFs;
+use super::session::Session;
+
+/// What upstream's mounts look like in `/proc/mounts`; users grep for it.
+const SOURCE: &str = "soci";
+const TYPE: &str = "fuse.rawBridge";
+/// How long an unmount waits for the last users, before and after it has taken the mount out of sight.
+const UNMOUNT_PATIENCE: Duration = Duration::from_millis(500);
+const SESSION_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How a layer is mounted.
+#[derive(Clone, Debug)]
+pub struct FuseOptions {
+    /// Threads that receive requests. Default 1: they only look up and copy, data that is missing is waited for elsewhere.
+    pub threads: usize,
+    /// How far the kernel reads ahead, in KiB; 0 leaves its default of 128. Default 1024.
+    pub read_ahead_kib: u32,
+}
+
+/// A mounted layer. Has to be unmounted; dropping it leaves the mount and its threads as they are.
+#[derive(Debug)]
+#[must_use = "dropping it leaves the mount behind"]
+pub struct FuseMount {
+    mount_point: PathBuf,
+    session: Session,
+}
+
+/// How an unmount ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// Nothing is left of it.
+    Gone,
+    /// It is out of sight, but somebody still uses it, who goes on being served; the last one ends it.
+    InUse,
+}
+
+/// Why a layer could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// `/dev/fuse` cannot be opened.
+    #[error("unable to open /dev/fuse")]
+    Device {
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel refused the mount.
+    #[error("unable to mount a layer at {}", mount_point.display())]
+    Mount {
+        /// Where.
+        mount_point: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The mount was made, and taken back, because nobody could serve it.
+    #[error("unable to serve the layer mounted at {}", mount_point.display())]
+    Session {
+        /// Where.
+        mount_point: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Why a layer could not be unmounted.
+#[derive(Debug, thiserror::Error)]
+#[error("unable to unmount {}", mount_point.display())]
+pub struct UnmountError {
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// Why not.
+    pub source: io::Error,
+}
+
+impl Default for FuseOptions {
+    fn default() -> FuseOptions {
+        FuseOptions { threads: 1, read_ahead_kib: 1024 }
+    }
+}
+
+impl FuseMount {
+    /// Mounts a layer at a directory and starts to serve it.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError`]; nothing is mounted then.
+    pub fn mount(layer: Arc<Layer>, at: &Path, options: FuseOptions) -> Result<FuseMount, MountError> {
+        let mount_point = at.to_owned();
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())
+            .map_err(|errno| MountError::Device { source: errno.into() })?;
+        mount(&device, at).map_err(|source| MountError::Mount { mount_point: at.to_owned(), source })?;
+        let name = thread_name(at);
+        match Session::start(LayerFs::new(layer, at), device, options.threads, name) {
+            Ok(session) => {
+                if options.read_ahead_kib > 0 {
+                    read_ahead(at, options.read_ahead_kib);
+                }
+                Ok(FuseMount { mount_point, session })
+            }
+            Err(source) => {
+                let _ = rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+                Err(MountError::Session { mount_point, source })
+            }
+        }
+    }
+
+    /// Where it is mounted.
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Unmounts it and waits, for seconds at most, until its threads have ended.
+    ///
+    /// A mount that is in use is taken out of sight ("lazy unmount"). One that somebody else has unmounted is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`UnmountError`] if the kernel refuses; it is still mounted then.
+    pub fn unmount(self) -> Result<Unmounted, UnmountError> {
+        let FuseMount { mount_point, session } = self;
+        unmount(&mount_point)
+            .map_err(|errno| UnmountError { mount_point: mount_point.clone(), source: errno.into() })?;
+        match session.join(SESSION_PATIENCE) {
+            Ok(Ok(())) => Ok(Unmounted::Gone),
+            Ok(Err(error)) => {
+                tracing::warn!("mount-point" = %mount_point.display(), error = %error, "a FUSE session ended badly");
+                Ok(Unmounted::Gone)
+            }
+            Err(_session) => Ok(Unmounted::InUse),
+        }
+    }
+
+    /// Unmounts what a dead daemon may have left at a directory; nothing there is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`UnmountError`] if the kernel refuses.
+    pub fn clear(at: &Path) -> Result<(), UnmountError> {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        loop {
+            match rustix::mount::unmount(at, flags) {
+                // There may be several on top of one another.
+                Ok(()) => {}
+                Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(UnmountError { mount_point: at.to_owned(), source: errno.into() }),
+            }
+        }
+    }
+}
+
+fn mount(device: &OwnedFd, at: &Path) -> io::Result<()> {
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    let data = std::ffi::CString::new(data)?;
+    // Not nosuid: a container's su and sudo come from here. Devices are made by overlayfs' own inodes, so nodev is no loss.
+    rustix::mount::mount(SOURCE, at, TYPE, MountFlags::NODEV, data.as_c_str())?;
+    Ok(())
+}
+
+fn unmount(at: &Path) -> Result<(), Errno> {
+    let deadline = Instant::now() + UNMOUNT_PATIENCE;
+    loop {
+        let flags = if Instant::now() < deadline { UnmountFlags::empty() } else { UnmountFlags::DETACH };
+        match rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW) {
+            Err(Errno::BUSY) if flags.is_empty() => thread::sleep(UNMOUNT_PATIENCE / 10),
+            // Not mounted, or not even there: somebody was faster.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Raises the kernel's read-ahead, which the protocol itself cannot raise above 128 KiB. Without it reads are only slower.
+fn read_ahead(at: &Path, kib: u32) {
+    // From what the kernel knows: no question to the file system itself.
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    let written = rustix::fs::statx(rustix::fs::CWD, at, flags, StatxFlags::empty())
+        .map_err(io::Error::from)
+        .and_then(|stat| {
+            let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", stat.stx_dev_major, stat.stx_dev_minor);
+            fs::write(path, kib.to_string())
+        });
+    if let Err(error) = written {
+        tracing::debug!("mount-point" = %at.display(), error = %error, "unable to raise read-ahead");
+    }
+}
+
+/// `fuse-<snapshot>` from `…/snapshots/<snapshot>/fs`. Linux shows 15 bytes of it.
+fn thread_name(at: &Path) -> String {
+    let snapshot = at.parent().and_then(Path::file_name).unwrap_or_default();
+    format!("fuse-{}", snapshot.to_string_lossy().replace('\0', ""))
+}
