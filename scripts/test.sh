@@ -34,18 +34,17 @@ done
 ((${#steps[@]})) || steps=(check unit e2e)
 [[ $EUID -eq 0 ]] || die 'run it as root: it mounts and starts containers'
 
+# The steps are called where a failure is counted: `set -e` does not hold inside them.
 check() {
-    cargo fmt --all --check
-    say 'clippy'
-    cargo clippy --workspace --all-targets --locked -- --deny warnings
-    say 'shellcheck'
-    (cd "$repository" && shellcheck -x scripts/*.sh .ci/run)
+    cargo fmt --all --check &&
+        say 'clippy' && cargo clippy --workspace --all-targets --locked -- --deny warnings &&
+        say 'shellcheck' && shellcheck -x scripts/*.sh .ci/run
 }
 
 unit() { cargo test --workspace --exclude soci-tests --locked --no-fail-fast -- "$@"; }
 
 e2e() {
-    cargo build --locked --bins
+    cargo build --locked --package soci --package soci-snapshotter-grpc || return
     # Two stacks at a time: each test has a registry, a containerd and a daemon of its own.
     RUST_TEST_THREADS=${RUST_TEST_THREADS:-2} cargo test --package soci-tests --locked --no-fail-fast -- "$@"
 }

@@ -110,7 +110,6 @@ mounts_below() { awk -v s="$scratch/" 'index($5, s) == 1 { print $5 }' /proc/sel
 close_scratch() {
     local status=$? folder
     trap '' INT TERM HUP
-    TMPDIR=/tmp
     trap - EXIT
     set +e
     if [[ -n $keep && $status -eq 0 ]]; then return; fi

@@ -1,0 +1,90 @@
+//! soci-snapshotter-grpc under test.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::process::{Process, Said, say};
+
+/// Where the programs under test are: beside the test's own folder in cargo's target, or where `SOCI_BINARIES` says.
+pub fn program(name: &str) -> PathBuf {
+    let folder = std::env::var_os("SOCI_BINARIES").map_or_else(
+        || std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned(),
+        PathBuf::from,
+    );
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is not built: cargo build --bins", path.display());
+    path
+}
+
+/// A daemon, running or stopped.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Option<Process>,
+    folder: PathBuf,
+}
+
+impl Daemon {
+    /// Starts one in `folder`; `config` is its whole config.toml.
+    pub fn start(folder: &Path, config: &str) -> Daemon {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("config.toml"), config).unwrap();
+        let mut daemon = Daemon { process: None, folder: folder.to_owned() };
+        daemon.launch();
+        daemon
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(program("soci-snapshotter-grpc"));
+        command.args(["--log-level", "debug"]);
+        command.arg("--address").arg(self.socket()).arg("--root").arg(self.root());
+        command.arg("--config").arg(self.folder.join("config.toml"));
+        command
+    }
+
+    /// Starts it again after [`Daemon::stop`].
+    pub fn launch(&mut self) {
+        let mut process =
+            Process::start("soci-snapshotter-grpc", &mut self.command(), &self.folder.join("log"));
+        let socket = self.socket();
+        process.wait_until("it listens", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
+        self.process = Some(process);
+    }
+
+    /// Runs a second one with the same arguments, which has to end by itself.
+    pub fn second(&self) -> Said {
+        say(&mut self.command())
+    }
+
+    /// Ends it.
+    pub fn stop(&mut self, signal: Signal) {
+        if let Some(mut process) = self.process.take() {
+            let status = process.stop(signal);
+            assert!(status.is_some() || signal == Signal::KILL, "the daemon did not end after {signal:?}");
+        }
+    }
+
+    /// Is it still there?
+    pub fn runs(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.wait(Duration::ZERO).is_none())
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("soci-snapshotter-grpc.sock")
+    }
+
+    /// Its root.
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
+    /// Everything it has logged, of all its lives.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.folder.join("log")).unwrap_or_default()).into_owned()
+    }
+}

@@ -1,0 +1,280 @@
+//! Registry, containerd and daemon for one test, and what a user does with them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::containerd::Containerd;
+use crate::daemon::{Daemon, program};
+use crate::image::Image;
+use crate::process::{Process, Said, run, say, tail};
+use crate::registry::{Registry, user};
+
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// A stack; dropping it leaves nothing behind.
+#[derive(Debug)]
+pub struct Stack {
+    /// The registry.
+    pub registry: Registry,
+    /// containerd.
+    pub containerd: Containerd,
+    /// The daemon.
+    pub daemon: Daemon,
+    namespace: String,
+    folder: Option<TempDir>,
+}
+
+impl Default for Stack {
+    fn default() -> Stack {
+        Stack::start()
+    }
+}
+
+impl Stack {
+    /// All three, in the order in which a machine may start them: containerd before the daemon.
+    pub fn start() -> Stack {
+        Stack::with_config("")
+    }
+
+    /// The same, with more lines in the daemon's config.toml.
+    pub fn with_config(config: &str) -> Stack {
+        let folder = tempfile::Builder::new().prefix("stack-").tempdir().unwrap();
+        let prefix = std::env::var("SOCI_TEST_NAMESPACE").unwrap_or_else(|_| "soci-test".to_owned());
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("{prefix}-{}-{number}", std::process::id());
+        let registry = Registry::start(&folder.path().join("registry"));
+        let place = folder.path().join("soci");
+        let containerd = Containerd::start(
+            &folder.path().join("containerd"),
+            &namespace,
+            &place.join("soci-snapshotter-grpc.sock"),
+            &place.join("root"),
+        );
+        let socket = containerd.socket();
+        let config = format!("{config}\n[content_store]\ncontainerd_address = \"{}\"\n", socket.display());
+        let daemon = Daemon::start(&place, &config);
+        Stack { registry, containerd, daemon, namespace, folder: Some(folder) }
+    }
+
+    /// A folder for what a test makes.
+    pub fn folder(&self) -> &Path {
+        self.folder.as_ref().unwrap().path()
+    }
+
+    /// The CLI under test, as a command to be changed or started.
+    pub fn soci_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("soci"));
+        command
+            .env("CONTAINERD_ADDRESS", self.containerd.socket())
+            .env("CONTAINERD_NAMESPACE", &self.namespace)
+            .args(arguments);
+        command
+    }
+
+    /// Runs the CLI under test.
+    pub fn soci(&self, arguments: &[&str]) -> Said {
+        say(&mut self.soci_command(arguments))
+    }
+
+    /// Runs containerd's own client.
+    pub fn ctr(&self, arguments: &[&str]) -> Said {
+        self.containerd.ctr(arguments)
+    }
+
+    /// The reference of a repository and tag in the registry.
+    pub fn reference(&self, name: &str) -> String {
+        format!("{}/{name}", self.registry.host())
+    }
+
+    /// Imports an image and pushes it, by containerd's own client; it stays under the reference that is returned.
+    pub fn push(&self, image: &Image, name: &str) -> String {
+        let reference = self.reference(name);
+        self.ctr(&["image", "import", "--no-unpack", image.archive.to_str().unwrap()]).ok();
+        self.ctr(&["image", "tag", &image.name, &reference]).ok();
+        self.ctr(&["image", "rm", &image.name]).ok();
+        self.ctr(&[
+            "image",
+            "push",
+            "--plain-http",
+            "--user",
+            &user(),
+            "--platform",
+            "linux/amd64",
+            &reference,
+        ])
+        .ok();
+        reference
+    }
+
+    /// Makes an index of an image that is in containerd, and pushes it. Returns its digest.
+    pub fn index(&self, reference: &str, create: &[&str]) -> String {
+        self.soci(&[&["create"], create, &[reference]].concat()).ok();
+        self.soci(&["push", "--user", &user(), reference]).ok();
+        self.indices(reference).into_iter().next().expect("soci index list shows the index")
+    }
+
+    /// Digests that `soci index list` shows for an image.
+    pub fn indices(&self, reference: &str) -> Vec<String> {
+        let listed = self.soci(&["index", "list", "--quiet", "--ref", reference]).ok().out;
+        listed.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Image pushed, every layer indexed with spans of `span_size`, everything local forgotten: (reference, index digest).
+    pub fn publish(&self, image: &Image, name: &str, span_size: u64) -> (String, String) {
+        let reference = self.push(image, name);
+        let index = self.index(&reference, &["--min-layer-size", "0", "--span-size", &span_size.to_string()]);
+        self.forget();
+        (reference, index)
+    }
+
+    /// Removes every image and waits until containerd and the daemon have let go of everything.
+    pub fn forget(&self) {
+        let listed = self.ctr(&["image", "ls", "-q"]).ok().out;
+        let names: Vec<&str> = listed.split_whitespace().collect();
+        if !names.is_empty() {
+            self.ctr(&[&["image", "rm", "--sync"], names.as_slice()].concat()).ok();
+        }
+        eventually("content and mounts of removed images go", Duration::from_secs(20), || {
+            self.content().is_empty() && self.mounts().is_empty()
+        });
+    }
+
+    /// Digests in containerd's content store.
+    pub fn content(&self) -> Vec<String> {
+        self.ctr(&["content", "ls", "-q"]).ok().out.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// `soci image rpull` with the right credentials.
+    pub fn rpull(&self, options: &[&str], reference: &str) -> Said {
+        self.soci(&[&["image", "rpull", "--user", &user()], options, &[reference]].concat())
+    }
+
+    /// Lines of `mount` that are FUSE and ours.
+    pub fn mounts(&self) -> Vec<String> {
+        let below = format!(" on {}/", self.folder().display());
+        let listed = run("mount", &[]);
+        listed
+            .lines()
+            .filter(|line| line.contains("fuse") && line.contains(&below))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Runs a command in a new container to its end, by the CLI under test.
+    pub fn soci_run(&self, snapshotter: &str, options: &[&str], reference: &str, command: &[&str]) -> Said {
+        let name = container_name();
+        self.soci(
+            &[&["run", "--rm", "--snapshotter", snapshotter], options, &[reference, &name], command].concat(),
+        )
+    }
+
+    /// The same by containerd's own client.
+    pub fn ctr_run(&self, snapshotter: &str, options: &[&str], reference: &str, command: &[&str]) -> Said {
+        let name = container_name();
+        self.ctr(
+            &[&["run", "--rm", "--snapshotter", snapshotter], options, &[reference, &name], command].concat(),
+        )
+    }
+
+    /// Starts the CLI under test in the background; its output is in the process.
+    pub fn soci_start(&self, arguments: &[&str]) -> Process {
+        let log = self.folder().join(format!("soci-{}.log", COUNTER.fetch_add(1, Ordering::Relaxed)));
+        Process::start("soci", &mut self.soci_command(arguments), &log)
+    }
+
+    /// The image's root file system, read-only, through a view of `snapshotter`; containerd's own client mounts it.
+    pub fn view(&self, snapshotter: &str, reference: &str) -> View<'_> {
+        let at = self.folder().join(format!("view-{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir(&at).unwrap();
+        self.ctr(&["image", "mount", "--snapshotter", snapshotter, reference, at.to_str().unwrap()]).ok();
+        View { stack: self, snapshotter: snapshotter.to_owned(), at }
+    }
+
+    /// Waits until the daemon has logged `text`.
+    pub fn logged(&self, text: &str) {
+        eventually(&format!("the daemon logs {text}"), Duration::from_secs(10), || {
+            self.daemon.log().contains(text)
+        });
+    }
+}
+
+/// A mounted image.
+#[derive(Debug)]
+pub struct View<'a> {
+    stack: &'a Stack,
+    snapshotter: String,
+    at: PathBuf,
+}
+
+impl View<'_> {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        self.stack.ctr(&[
+            "image",
+            "unmount",
+            "--rm",
+            "--snapshotter",
+            &self.snapshotter,
+            self.at.to_str().unwrap(),
+        ]);
+    }
+}
+
+/// A name that no other container on the machine has.
+pub fn container_name() -> String {
+    format!("c{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Waits until `done`.
+#[track_caller]
+pub fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log\n{}", tail(&self.daemon.log()));
+        }
+        self.containerd.end_containers();
+        self.containerd.stop(Signal::TERM);
+        if !std::thread::panicking() {
+            self.daemon.stop(Signal::INT);
+        }
+        self.registry.stop();
+        let Some(folder) = self.folder.take() else { return };
+        unmount_below(folder.path());
+        if std::thread::panicking() {
+            self.daemon.stop(Signal::KILL);
+        }
+        if std::env::var_os("SOCI_TEST_KEEP").is_some() {
+            eprintln!("kept: {}", folder.keep().display());
+        }
+    }
+}
+
+/// Unmounts what is below a folder, the last mount first.
+fn unmount_below(folder: &Path) {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for line in table.lines().rev() {
+        if let Some(at) = line.split(' ').nth(4).filter(|at| Path::new(at).starts_with(folder)) {
+            say(Command::new("umount").args(["-l", at]));
+        }
+    }
+}

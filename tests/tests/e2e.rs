@@ -1,0 +1,25 @@
+//! End to end: our daemon and CLI with a real containerd, runc and registry; one module for each scenario.
+//!
+//! Every test has a stack of its own. `SOCI_TEST_KEEP=1` keeps its folder, `SOCI_BINARIES` names other programs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "tests"
+)]
+
+mod e2e {
+    mod credentials;
+    mod errors;
+    mod fallback;
+    mod forged;
+    mod garbage;
+    mod lazy_run;
+    mod logs;
+    mod removal;
+    mod restart;
+    mod trees;
+}
