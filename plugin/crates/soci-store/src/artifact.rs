@@ -82,12 +82,18 @@ impl Artifacts {
     ) -> Result<Descriptor, StoreError> {
         let media_type = MediaType::from(ZTOC_MEDIA_TYPE);
         let descriptor = Descriptor::new(media_type, bytes.len() as u64, digest_of(&bytes));
+        self.content.write_bytes(lease, &descriptor, Self::ztoc_labels(layer, span_size), bytes).await?;
+        Ok(descriptor)
+    }
+
+    /// The record of a zTOC, for who writes its bytes as they come.
+    #[must_use]
+    pub fn ztoc_labels(layer: &Digest, span_size: Option<u64>) -> Labels {
         let mut labels = Labels::from([(labels::ZTOC_LAYER_DIGEST.to_owned(), layer.to_string())]);
         if let Some(span_size) = span_size {
             labels.insert(labels::ZTOC_SPAN_SIZE.to_owned(), span_size.to_string());
         }
-        self.content.write_bytes(lease, &descriptor, labels, bytes).await?;
-        Ok(descriptor)
+        labels
     }
 
     /// Stores a prefetch artifact with its record, held by the lease until an index refers to it.

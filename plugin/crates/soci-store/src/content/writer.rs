@@ -19,6 +19,8 @@ const OPERATION: &str = "write content";
 /// First and longest pause between two looks at an ingest that somebody else holds.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long somebody else's ingest of the same blob is waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// What opening an ingest found.
 #[derive(Debug)]
@@ -41,13 +43,13 @@ pub struct ContentWriter {
     deadline: Duration,
 }
 
-/// Opens the ingest of `descriptor`, waiting (at most the handle's deadline) for somebody else's to end.
+/// Opens the ingest of `descriptor`, waiting for somebody else's to end.
 pub(super) async fn open(
     containerd: &Containerd,
     lease: Option<&str>,
     descriptor: &Descriptor,
 ) -> Result<OpenedWriter, StoreError> {
-    let end = Instant::now() + containerd.deadline();
+    let end = Instant::now() + LONGEST_WAIT;
     let mut pause = PAUSE;
     loop {
         match open_once(containerd, lease, descriptor).await {
