@@ -1,1 +1,408 @@
-//! Being built.
+//! Snapshots: the verbs, the decision how a layer comes here, and what is kept about them.
+//!
+//! Two things never happen while anything is held (a transaction, a lock, containerd's patience): talking to the network, and mounting.
+//! A verb reads or writes the [`store`] in one short transaction, acts, and writes again.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+mod backend;
+mod clean;
+pub mod filter;
+pub mod labels;
+pub mod overlay;
+mod prepare;
+mod record;
+mod restore;
+pub mod store;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+pub use backend::{Asked, Attempt, Backend, LazyMount};
+pub use clean::CleanError;
+pub use record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
+pub use tree::Tree;
+
+use filter::Filter;
+use labels::Intent;
+use overlay::{Layers, Mount, OverlayOptions};
+use store::{Committing, Store, StoreError};
+
+/// The snapshotter. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Snapshotter {
+    shared: Arc<Shared>,
+}
+
+/// How it is to behave.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Layers with fewer compressed bytes are not mounted lazily, where the client says how many they have.
+    pub min_layer_size: u64,
+    /// Layers mounted again at the same time at the start.
+    pub restores: usize,
+    /// How long the start waits for them; the others come while requests are served.
+    pub restore_deadline: Duration,
+    /// What the kernel wants to hear.
+    pub overlay: OverlayOptions,
+}
+
+/// Why a verb did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The store's answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A filter that cannot be understood.
+    #[error(transparent)]
+    Filter(#[from] filter::FilterError),
+    /// The layer is here already, or has just come: containerd need not unpack it. Not a failure.
+    #[error("target snapshot {target:?}: already exists")]
+    Prepared {
+        /// Its chain ID.
+        target: String,
+    },
+    /// A lazily loaded layer in the chain is not mounted.
+    #[error("layer {id:?} unavailable")]
+    Unavailable {
+        /// Number of its snapshot.
+        id: String,
+    },
+    /// The layer's directory is in a state that nobody knows.
+    #[error("mount layer: {0}")]
+    Stuck(String),
+    /// A file operation failed.
+    #[error("{operation} {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The work was dropped because the daemon ends.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    tree: Tree,
+    options: Options,
+    backend: Arc<dyn Backend>,
+    /// Layers that are mounted, by snapshot. Held for look-ups only.
+    mounted: Mutex<HashMap<Id, Mounted>>,
+    /// Snapshots whose layer is being mounted again.
+    restoring: Mutex<HashSet<Id>>,
+    restores: Semaphore,
+    cleaner: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+#[derive(Debug)]
+struct Mounted {
+    lazy: LazyRecord,
+    mount: Box<dyn LazyMount>,
+}
+
+/// A layer that is mounted, for a status report.
+#[derive(Clone, Debug)]
+pub struct LayerReport {
+    /// What it is.
+    pub lazy: LazyRecord,
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// How far it is.
+    pub status: lazy_layer::LayerStatus,
+}
+
+// === impl Snapshotter ===
+
+impl Snapshotter {
+    /// Opens what is below `root`. Nothing is mounted yet: see [`Snapshotter::restore`]. Blocking; within a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the store or the directories cannot be opened.
+    pub fn open(
+        root: &Path,
+        options: Options,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Snapshotter, SnapshotError> {
+        let tree = Tree::open(root).map_err(|source| SnapshotError::File {
+            operation: "open",
+            path: root.join("snapshotter/snapshots"),
+            source,
+        })?;
+        let store = Store::open(&root.join("snapshotter/metadata.redb"))?;
+        let (cleaner, requests) = mpsc::channel(clean::QUEUE);
+        let shared = Arc::new(Shared {
+            store,
+            tree,
+            options,
+            backend,
+            mounted: Mutex::default(),
+            restoring: Mutex::default(),
+            restores: Semaphore::new(options.restores.max(1)),
+            cleaner,
+        });
+        tokio::spawn(clean::run(Arc::downgrade(&shared), requests));
+        Ok(Snapshotter { shared })
+    }
+
+    /// Makes an active snapshot, or brings an image's layer here and says so with [`SnapshotError::Prepared`].
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn prepare(
+        &self,
+        namespace: Option<String>,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        match Intent::of(&labels) {
+            Intent::Container => {
+                let chain = self.available(&parent).await?;
+                let record = self.create(Kind::Active, key, parent, labels).await?;
+                Ok(self.shared.mounts(&record, &chain))
+            }
+            Intent::Layer { target, request } => {
+                let record = self.create(Kind::Active, key.clone(), parent.clone(), labels).await?;
+                self.prepare_layer(prepare::Layer { namespace, key, parent, record, target, request }).await
+            }
+        }
+    }
+
+    /// Makes a read-only snapshot.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn view(
+        &self,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let chain = self.available(&parent).await?;
+        let record = self.create(Kind::View, key, parent, labels).await?;
+        Ok(self.shared.mounts(&record, &chain))
+    }
+
+    /// The mounts of an active snapshot or a view.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unavailable`] where a layer is not mounted.
+    pub async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotError> {
+        let mut chain = self.available(&key).await?;
+        if chain.is_empty() {
+            return Err(StoreError::NotFound { key }.into());
+        }
+        let own = chain.remove(0);
+        if own.record.kind == Kind::Committed {
+            return Err(StoreError::NotActive { key }.into());
+        }
+        Ok(self.shared.mounts(&own.record, &chain))
+    }
+
+    /// Makes an active snapshot a committed one.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn commit(
+        &self,
+        key: String,
+        name: String,
+        labels: Labels,
+        parent: String,
+    ) -> Result<(), SnapshotError> {
+        self.blocking(move |shared| {
+            let record = shared.store.get(&key)?;
+            if record.kind != Kind::Active {
+                return Err(StoreError::NotActive { key }.into());
+            }
+            let usage = shared.usage(record.id)?;
+            shared.store.commit(&key, &name, Committing { labels, usage, parent, lazy: None })?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets a snapshot. Its mount and its files go right afterwards, without the caller waiting for them.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
+        self.blocking(move |shared| Ok(shared.store.remove(&key)?)).await?;
+        // A full queue means that a pass is about to begin anyway.
+        let _ = self.shared.cleaner.try_send(oneshot::channel().0);
+        Ok(())
+    }
+
+    /// One snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn stat(&self, key: String) -> Result<Named, SnapshotError> {
+        self.blocking(move |shared| {
+            let record = shared.store.get(&key)?;
+            Ok(Named { key, record })
+        })
+        .await
+    }
+
+    /// Changes labels; see [`Store::update`].
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn update(
+        &self,
+        key: String,
+        labels: Labels,
+        mask: Option<Vec<String>>,
+    ) -> Result<Named, SnapshotError> {
+        self.blocking(move |shared| {
+            let record = shared.store.update(&key, &labels, mask.as_deref())?;
+            Ok(Named { key, record })
+        })
+        .await
+    }
+
+    /// Snapshots that any of the filters selects.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Filter`].
+    pub async fn list(&self, filters: &[String]) -> Result<Vec<Named>, SnapshotError> {
+        let filters = filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        self.blocking(move |shared| {
+            let mut all = shared.store.list()?;
+            all.retain(|snapshot| filter::any_matches(&filters, snapshot));
+            Ok(all)
+        })
+        .await
+    }
+
+    /// What a snapshot occupies: an unpacked layer's files, a lazily loaded layer's bytes that are here.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
+        self.blocking(move |shared| {
+            let record = shared.store.get(&key)?;
+            if record.lazy.is_some() {
+                let present =
+                    shared.mounted.lock().get(&record.id).map_or(0, |mounted| mounted.mount.status().present);
+                return Ok(Usage { bytes: present, inodes: 0 });
+            }
+            match record.kind {
+                Kind::Committed => Ok(record.usage),
+                Kind::Active | Kind::View => shared.usage(record.id),
+            }
+        })
+        .await
+    }
+
+    /// The lazily loaded layers that are mounted.
+    #[must_use]
+    pub fn layers(&self) -> Vec<LayerReport> {
+        let mounted = self.shared.mounted.lock();
+        mounted
+            .iter()
+            .map(|(id, mounted)| LayerReport {
+                lazy: mounted.lazy.clone(),
+                mount_point: self.shared.tree.fs(*id),
+                status: mounted.mount.status(),
+            })
+            .collect()
+    }
+
+    /// The chain of a snapshot, every lazily loaded layer in it being mounted.
+    async fn available(&self, key: &str) -> Result<Vec<Named>, SnapshotError> {
+        if key.is_empty() {
+            return Ok(Vec::new());
+        }
+        let key = key.to_owned();
+        let chain = {
+            let key = key.clone();
+            self.blocking(move |shared| Ok(shared.store.chain(&key)?)).await?
+        };
+        let mut missing = None;
+        for Named { key: layer, record } in &chain {
+            let path = self.shared.tree.fs(record.id);
+            if record.lazy.is_none() {
+                if record.kind == Kind::Committed {
+                    tracing::debug!(key, "mount-point" = %path.display(), "layer is normal snapshot(overlayfs)");
+                }
+                continue;
+            }
+            tracing::debug!(key, "mount-point" = %path.display(), "checking mount point");
+            if !self.shared.mounted.lock().contains_key(&record.id) {
+                tracing::warn!(key, "mount-point" = %path.display(), "layer is unavailable");
+                self.revive(layer.clone(), record.clone());
+                missing = Some(record.id);
+            }
+        }
+        match missing {
+            Some(id) => Err(SnapshotError::Unavailable { id: id.0.to_string() }),
+            None => Ok(chain),
+        }
+    }
+
+    async fn create(
+        &self,
+        kind: Kind,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Record, SnapshotError> {
+        self.blocking(move |shared| {
+            let owner = if parent.is_empty() { None } else { Some(shared.store.get(&parent)?.id) };
+            let staged =
+                shared.tree.stage(owner, kind == Kind::Active).map_err(|source| SnapshotError::File {
+                    operation: "make a directory in",
+                    path: shared.tree.path().to_owned(),
+                    source,
+                })?;
+            Ok(shared.store.create(kind, &key, &parent, labels, |id| staged.place(id))?)
+        })
+        .await
+    }
+
+    /// Runs what waits for the disk where waiting is allowed.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, SnapshotError> + Send + 'static,
+    ) -> Result<T, SnapshotError> {
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || work(&shared)).await.map_err(|_| SnapshotError::Stopping)?
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn mounts(&self, own: &Record, ancestors: &[Named]) -> Vec<Mount> {
+        let layers = Layers {
+            kind: own.kind,
+            upper: self.tree.fs(own.id),
+            work: self.tree.work(own.id),
+            lower: ancestors.iter().map(|named| self.tree.fs(named.record.id)).collect(),
+        };
+        layers.mounts(self.options.overlay)
+    }
+
+    fn usage(&self, id: Id) -> Result<Usage, SnapshotError> {
+        self.tree.usage(id).map_err(|source| SnapshotError::File {
+            operation: "measure",
+            path: self.tree.fs(id),
+            source,
+        })
+    }
+}

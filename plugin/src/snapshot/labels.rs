@@ -91,7 +91,8 @@ impl Intent {
 
 impl LayerRequest {
     fn of(labels: &Labels) -> Result<LayerRequest, LabelError> {
-        let image = labels.get(IMAGE).filter(|image| !image.is_empty()).ok_or(LabelError::Missing("image ref"))?;
+        let image =
+            labels.get(IMAGE).filter(|image| !image.is_empty()).ok_or(LabelError::Missing("image ref"))?;
         Ok(LayerRequest {
             image: image.clone(),
             manifest: digest(labels, MANIFEST)?.ok_or(LabelError::Missing("image digest"))?,
@@ -125,10 +126,11 @@ mod tests {
     const D: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
 
     fn labels(extra: &[(&str, &str)]) -> Labels {
-        let mut labels: Labels = [(TARGET, "sha256:chain"), (IMAGE, "docker.io/library/x:1"), (LAYER, D), (MANIFEST, D)]
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
+        let mut labels: Labels =
+            [(TARGET, "sha256:chain"), (IMAGE, "docker.io/library/x:1"), (LAYER, D), (MANIFEST, D)]
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect();
         for (key, value) in extra {
             labels.insert((*key).to_owned(), (*value).to_owned());
         }

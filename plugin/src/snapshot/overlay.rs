@@ -106,14 +106,20 @@ mod tests {
         assert_eq!((mount.kind, mount.source.as_str()), ("bind", "/s/9/fs"));
         assert_eq!(mount.options, ["rw", "rbind"]);
         let mount = mounts(Kind::View, &[], false);
-        assert_eq!((mount.source.as_str(), mount.options), ("/s/9/fs", vec!["ro".to_owned(), "rbind".to_owned()]));
+        assert_eq!(
+            (mount.source.as_str(), mount.options),
+            ("/s/9/fs", vec!["ro".to_owned(), "rbind".to_owned()])
+        );
         let mount = mounts(Kind::View, &["/s/1/fs"], true);
         assert_eq!((mount.kind, mount.source.as_str()), ("bind", "/s/1/fs"));
         let mount = mounts(Kind::View, &["/s/2/fs", "/s/1/fs"], false);
         assert_eq!((mount.kind, mount.source.as_str()), ("overlay", "overlay"));
         assert_eq!(mount.options, ["lowerdir=/s/2/fs:/s/1/fs"]);
         let mount = mounts(Kind::Active, &["/s/2/fs", "/s/1/fs"], true);
-        assert_eq!(mount.options, ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/2/fs:/s/1/fs", "userxattr"]);
+        assert_eq!(
+            mount.options,
+            ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/2/fs:/s/1/fs", "userxattr"]
+        );
     }
 
     #[test]

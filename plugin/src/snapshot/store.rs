@@ -15,7 +15,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use redb::{Database, MultimapTableDefinition, ReadableDatabase as _, ReadableTable, Table, TableDefinition};
+use redb::{
+    Database, MultimapTableDefinition, ReadableDatabase as _, ReadableMultimapTable as _, ReadableTable,
+    Table, TableDefinition,
+};
 
 use super::record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
 
@@ -142,7 +145,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Open`] where another process has it open, [`StoreError::Format`].
     pub fn open(path: &Path) -> Result<Store, StoreError> {
-        let failed = |source: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(source) };
+        let failed =
+            |source: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(source) };
         let database = Database::create(path).map_err(|error| failed(error.into()))?;
         let store = Store { database };
         let transaction = store.database.begin_write().map_err(|error| failed(error.into()))?;
@@ -277,9 +281,7 @@ impl Store {
                     return Err(StoreError::OtherParent { key: key.to_owned(), parent: record.parent });
                 }
                 parent_for(&snapshots, &committing.parent)?;
-                transaction
-                    .open_multimap_table(CHILDREN)?
-                    .insert(committing.parent.as_str(), record.id.0)?;
+                transaction.open_multimap_table(CHILDREN)?.insert(committing.parent.as_str(), record.id.0)?;
                 record.parent = committing.parent;
             }
             record.kind = Kind::Committed;
@@ -383,14 +385,20 @@ fn usable(key: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn parent_for(snapshots: &impl ReadableTable<&'static str, &'static [u8]>, parent: &str) -> Result<(), StoreError> {
+fn parent_for(
+    snapshots: &impl ReadableTable<&'static str, &'static [u8]>,
+    parent: &str,
+) -> Result<(), StoreError> {
     match read(snapshots, parent)?.kind {
         Kind::Committed => Ok(()),
         Kind::View | Kind::Active => Err(StoreError::ParentNotCommitted { key: parent.to_owned() }),
     }
 }
 
-fn read(snapshots: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<Record, StoreError> {
+fn read(
+    snapshots: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Record, StoreError> {
     match snapshots.get(key)? {
         Some(value) => decode(key, value.value()),
         None => Err(StoreError::NotFound { key: key.to_owned() }),
@@ -401,8 +409,13 @@ fn decode(key: &str, value: &[u8]) -> Result<Record, StoreError> {
     serde_json::from_slice(value).map_err(|source| StoreError::Damaged { key: key.to_owned(), source })
 }
 
-fn write(snapshots: &mut Table<'_, &'static str, &'static [u8]>, key: &str, record: &Record) -> Result<(), StoreError> {
-    let value = serde_json::to_vec(record).map_err(|source| StoreError::Damaged { key: key.to_owned(), source })?;
+fn write(
+    snapshots: &mut Table<'_, &'static str, &'static [u8]>,
+    key: &str,
+    record: &Record,
+) -> Result<(), StoreError> {
+    let value =
+        serde_json::to_vec(record).map_err(|source| StoreError::Damaged { key: key.to_owned(), source })?;
     snapshots.insert(key, value.as_slice())?;
     Ok(())
 }
@@ -465,7 +478,8 @@ mod tests {
     fn what_is_refused() {
         let (_dir, store) = store();
         make(&store, "a", "");
-        let create = |kind, key, parent| store.create(kind, key, parent, Labels::new(), |_| Ok(())).unwrap_err();
+        let create =
+            |kind, key, parent| store.create(kind, key, parent, Labels::new(), |_| Ok(())).unwrap_err();
         assert!(matches!(create(Kind::Active, "a", ""), StoreError::AlreadyExists { .. }));
         assert!(matches!(create(Kind::View, "v", "nothing"), StoreError::NotFound { .. }));
         assert!(matches!(create(Kind::View, "v", "a"), StoreError::ParentNotCommitted { .. }));
@@ -474,7 +488,10 @@ mod tests {
         assert!(matches!(store.commit("a", "b2", Committing::default()), Err(StoreError::NotFound { .. })));
         assert!(matches!(store.commit("b", "b2", Committing::default()), Err(StoreError::NotActive { .. })));
         make(&store, "a", "");
-        assert!(matches!(store.commit("a", "b", Committing::default()), Err(StoreError::AlreadyExists { .. })));
+        assert!(matches!(
+            store.commit("a", "b", Committing::default()),
+            Err(StoreError::AlreadyExists { .. })
+        ));
     }
 
     #[test]
@@ -505,10 +522,14 @@ mod tests {
         let (_dir, store) = store();
         store.create(Kind::Active, "a", "", labels(&[("x", "1"), ("y", "2")]), |_| Ok(())).unwrap();
         let update = |pairs, mask: Option<&[&str]>| {
-            let mask: Option<Vec<String>> = mask.map(|mask| mask.iter().map(|path| (*path).to_owned()).collect());
+            let mask: Option<Vec<String>> =
+                mask.map(|mask| mask.iter().map(|path| (*path).to_owned()).collect());
             store.update("a", &labels(pairs), mask.as_deref()).map(|record| record.labels)
         };
-        assert_eq!(update(&[("x", "3"), ("z", "4")], Some(&["labels.x"])).unwrap(), labels(&[("x", "3"), ("y", "2")]));
+        assert_eq!(
+            update(&[("x", "3"), ("z", "4")], Some(&["labels.x"])).unwrap(),
+            labels(&[("x", "3"), ("y", "2")])
+        );
         assert_eq!(update(&[], Some(&["labels.y"])).unwrap(), labels(&[("x", "3")]));
         assert_eq!(update(&[("q", "5")], Some(&["labels"])).unwrap(), labels(&[("q", "5")]));
         assert_eq!(update(&[("r", "6")], None).unwrap(), labels(&[("r", "6")]));

@@ -1,0 +1,71 @@
+//! What the snapshot verbs need from the rest of the daemon, so that they can be tested without a kernel and a registry.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use futures_util::future::BoxFuture;
+use lazy_layer::LayerStatus;
+
+use super::labels::LayerRequest;
+use super::record::LazyRecord;
+
+/// Makes layers appear.
+pub trait Backend: Debug + Send + Sync + 'static {
+    /// Tries to mount a layer lazily at `at`. Ends within the deadlines of the configuration, and holds nothing meanwhile.
+    fn mount(&self, asked: Asked, at: PathBuf) -> BoxFuture<'static, Attempt>;
+
+    /// Unpacks a layer into the directory `at`, with its ancestors' directories (nearest first) as a source of attributes for directories that
+    /// the layer does not mention. Ends within its deadline. Whatever was unpacked before a failure is removed again.
+    fn unpack(
+        &self,
+        asked: Asked,
+        lower: Vec<PathBuf>,
+        at: PathBuf,
+    ) -> BoxFuture<'static, Result<(), String>>;
+
+    /// Mounts a layer that was mounted in an earlier life, from local state if that is there.
+    fn remount(
+        &self,
+        lazy: LazyRecord,
+        at: PathBuf,
+    ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>>;
+
+    /// Lets go of everything that is kept for layers other than these. Blocking.
+    fn sweep(&self, keep: &[LazyRecord]);
+}
+
+/// A layer, and who wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// containerd namespace; none where it cannot be known.
+    pub namespace: Option<String>,
+    /// The layer.
+    pub layer: LayerRequest,
+}
+
+/// What came of trying to mount a layer.
+#[derive(Debug)]
+pub enum Attempt {
+    /// There it is.
+    Mounted(LazyRecord, Box<dyn LazyMount>),
+    /// The image has an index, and this layer is not in it.
+    NoZtoc(String),
+    /// The image has no index, or none can be had at the moment.
+    NoIndex(String),
+    /// The index is there but its layer cannot be mounted; nothing was.
+    Failed(String),
+    /// The kernel did not answer in time: what happens to the directory is not known any more.
+    Stuck(String),
+}
+
+/// A layer that is mounted. Dropping it without [`LazyMount::unmount`] leaves the mount to the next start.
+pub trait LazyMount: Debug + Send + Sync {
+    /// Unmounts it. Blocking.
+    ///
+    /// # Errors
+    /// In words, for the log.
+    fn unmount(self: Box<Self>) -> Result<(), String>;
+
+    /// How far it is.
+    fn status(&self) -> LayerStatus;
+}

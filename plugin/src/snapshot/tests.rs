@@ -1,0 +1,281 @@
+//! The verbs, with a backend that does as it is told.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
+use super::*;
+
+const D: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+/// Gives prepared answers, and counts what is mounted.
+#[derive(Debug, Default)]
+struct Fake {
+    attempts: Mutex<VecDeque<Answer>>,
+    unpack: Mutex<Option<Result<(), String>>>,
+    mounted: Arc<AtomicUsize>,
+    remounts_fail: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Mount,
+    NoZtoc,
+    NoIndex,
+    Fail,
+}
+
+#[derive(Debug)]
+struct FakeMount(Arc<AtomicUsize>);
+
+impl FakeMount {
+    fn boxed(count: &Arc<AtomicUsize>) -> Box<dyn LazyMount> {
+        count.fetch_add(1, Ordering::SeqCst);
+        Box::new(FakeMount(Arc::clone(count)))
+    }
+}
+
+impl LazyMount for FakeMount {
+    fn unmount(self: Box<Self>) -> Result<(), String> {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn status(&self) -> lazy_layer::LayerStatus {
+        lazy_layer::LayerStatus {
+            size: 10,
+            present: 4,
+            spans: 2,
+            spans_present: 1,
+            fetched_on_demand: 3,
+            reads_that_waited: 1,
+            headers_refused: 0,
+        }
+    }
+}
+
+impl Backend for Fake {
+    fn mount(&self, asked: Asked, _: PathBuf) -> BoxFuture<'static, Attempt> {
+        let attempt = match self.attempts.lock().pop_front().unwrap_or(Answer::NoIndex) {
+            Answer::Mount => Attempt::Mounted(
+                LazyRecord {
+                    image: asked.layer.image,
+                    manifest: D.into(),
+                    layer: D.into(),
+                    ztoc: D.into(),
+                    namespace: "n".into(),
+                },
+                FakeMount::boxed(&self.mounted),
+            ),
+            Answer::NoZtoc => Attempt::NoZtoc("no ztoc for layer".into()),
+            Answer::NoIndex => Attempt::NoIndex("no index".into()),
+            Answer::Fail => Attempt::Failed("bad ztoc".into()),
+        };
+        async { attempt }.boxed()
+    }
+
+    fn unpack(&self, _: Asked, _: Vec<PathBuf>, at: PathBuf) -> BoxFuture<'static, Result<(), String>> {
+        let result = self.unpack.lock().clone().unwrap_or(Err("not told".into()));
+        async move {
+            std::fs::write(at.join("unpacked"), "x").unwrap();
+            result
+        }
+        .boxed()
+    }
+
+    fn remount(&self, _: LazyRecord, _: PathBuf) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>> {
+        let result =
+            if self.remounts_fail { Err("no registry".into()) } else { Ok(FakeMount::boxed(&self.mounted)) };
+        async { result }.boxed()
+    }
+
+    fn sweep(&self, _: &[LazyRecord]) {}
+}
+
+fn options() -> Options {
+    Options {
+        min_layer_size: 100,
+        restores: 2,
+        restore_deadline: Duration::from_secs(5),
+        overlay: OverlayOptions::default(),
+    }
+}
+
+fn open(root: &Path, fake: Fake) -> (Snapshotter, Arc<Fake>) {
+    let fake = Arc::new(fake);
+    (Snapshotter::open(root, options(), fake.clone()).unwrap(), fake)
+}
+
+fn answers(answers: &[Answer]) -> Fake {
+    Fake { attempts: Mutex::new(answers.iter().copied().collect()), ..Fake::default() }
+}
+
+fn layer_labels(target: &str, extra: &[(&str, &str)]) -> Labels {
+    [
+        (labels::TARGET, target),
+        (labels::IMAGE, "docker.io/library/x:1"),
+        (labels::LAYER, D),
+        (labels::MANIFEST, D),
+    ]
+    .iter()
+    .chain(extra)
+    .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+    .collect()
+}
+
+async fn prepare_layer(
+    snapshotter: &Snapshotter,
+    key: &str,
+    parent: &str,
+    target: &str,
+) -> Result<Vec<Mount>, SnapshotError> {
+    snapshotter.prepare(Some("n".into()), key.into(), parent.into(), layer_labels(target, &[])).await
+}
+
+/// As containerd does after AlreadyExists.
+async fn adopt(snapshotter: &Snapshotter, target: &str, parent: &str) -> Named {
+    let filter = format!(r#"labels."containerd.io/snapshot.ref"=={target},parent=="{parent}""#);
+    let mut found = snapshotter.list(&[filter]).await.unwrap();
+    assert_eq!(found.len(), 1);
+    found.remove(0)
+}
+
+#[tokio::test]
+async fn a_remote_layer_is_committed_and_found_by_its_labels() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, fake) = open(root.path(), answers(&[Answer::Mount, Answer::Mount]));
+    let error = prepare_layer(&snapshotter, "n/1/extract", "", "sha256:one").await.unwrap_err();
+    assert_eq!(error.to_string(), r#"target snapshot "sha256:one": already exists"#);
+    let base = adopt(&snapshotter, "sha256:one", "").await;
+    assert_eq!(base.record.kind, Kind::Committed);
+    assert_eq!(base.record.labels["containerd.io/snapshot/remote"], "remote snapshot");
+    assert_eq!(base.record.labels["containerd.io/snapshot/remote/namespace"], "n");
+    assert!(matches!(
+        snapshotter.stat("n/1/extract".into()).await,
+        Err(SnapshotError::Store(StoreError::NotFound { .. }))
+    ));
+    prepare_layer(&snapshotter, "n/2/extract", &base.key, "sha256:two").await.unwrap_err();
+    let top = adopt(&snapshotter, "sha256:two", &base.key).await;
+
+    let mounts = snapshotter.prepare(None, "n/3/c".into(), top.key.clone(), Labels::new()).await.unwrap();
+    assert_eq!(mounts[0].kind, "overlay");
+    let lower = mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap();
+    assert!(lower.ends_with("/snapshots/1/fs") && lower.contains("/snapshots/2/fs:"), "{lower}");
+    assert_eq!(snapshotter.mounts("n/3/c".into()).await.unwrap(), mounts);
+    assert_eq!(snapshotter.usage(top.key.clone()).await.unwrap(), Usage { bytes: 4, inodes: 0 });
+    assert_eq!(snapshotter.layers().len(), 2);
+
+    assert!(matches!(
+        snapshotter.remove(top.key.clone()).await,
+        Err(SnapshotError::Store(StoreError::HasChildren { .. }))
+    ));
+    for key in ["n/3/c".to_owned(), top.key, base.key] {
+        snapshotter.remove(key).await.unwrap();
+    }
+    snapshotter.cleanup().await.unwrap();
+    assert_eq!(fake.mounted.load(Ordering::SeqCst), 0);
+    assert_eq!(std::fs::read_dir(root.path().join("snapshotter/snapshots")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn two_namespaces_do_not_meet() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, _) = open(root.path(), answers(&[Answer::Mount, Answer::Mount]));
+    for namespace in ["a", "b"] {
+        let result = snapshotter
+            .prepare(
+                Some(namespace.into()),
+                format!("{namespace}/1/x"),
+                String::new(),
+                layer_labels("sha256:one", &[]),
+            )
+            .await;
+        assert!(matches!(result, Err(SnapshotError::Prepared { .. })));
+    }
+    assert_eq!(snapshotter.list(&[]).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn no_index_is_left_to_containerd_and_so_is_everything_it_did_not_ask_for() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, fake) = open(root.path(), answers(&[Answer::NoIndex, Answer::Mount]));
+    let mounts = prepare_layer(&snapshotter, "n/1/x", "", "t1").await.unwrap();
+    assert_eq!((mounts[0].kind, mounts[0].options[0].as_str()), ("bind", "rw"));
+    snapshotter.commit("n/1/x".into(), "n/2/t1".into(), Labels::new(), String::new()).await.unwrap();
+    assert!(snapshotter.usage("n/2/t1".into()).await.unwrap().inodes > 0);
+    // Too small, and no labels at all: the backend is not even asked.
+    let small = layer_labels("t2", &[(labels::SIZE, "99")]);
+    snapshotter.prepare(None, "n/3/x".into(), String::new(), small).await.unwrap();
+    let plain = Labels::from([(labels::TARGET.to_owned(), "t3".to_owned())]);
+    snapshotter.prepare(None, "n/4/x".into(), String::new(), plain).await.unwrap();
+    assert_eq!(fake.attempts.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn a_layer_outside_the_index_is_unpacked_here() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, fake) = open(root.path(), answers(&[Answer::NoZtoc, Answer::Fail, Answer::NoZtoc]));
+    *fake.unpack.lock() = Some(Ok(()));
+    for key in ["n/1/x", "n/2/x"] {
+        let error = prepare_layer(&snapshotter, key, "", key).await.unwrap_err();
+        assert!(matches!(error, SnapshotError::Prepared { .. }), "{error}");
+        let layer = adopt(&snapshotter, key, "").await;
+        assert!(!layer.record.labels.contains_key("containerd.io/snapshot/remote"));
+        assert!(layer.record.usage.inodes >= 2);
+    }
+    *fake.unpack.lock() = Some(Err("registry is down".into()));
+    assert_eq!(prepare_layer(&snapshotter, "n/3/x", "", "t3").await.unwrap().len(), 1);
+    assert!(snapshotter.layers().is_empty());
+}
+
+#[tokio::test]
+async fn a_restart_brings_layers_back_or_says_that_it_could_not() {
+    let root = tempfile::tempdir().unwrap();
+    {
+        let (snapshotter, _) = open(root.path(), answers(&[Answer::Mount]));
+        prepare_layer(&snapshotter, "n/1/x", "", "t").await.unwrap_err();
+        snapshotter.cleanup().await.unwrap();
+        snapshotter.unmount_all().await;
+    }
+    let parent = {
+        let (snapshotter, fake) = open(root.path(), Fake { remounts_fail: true, ..Fake::default() });
+        let restored = snapshotter.restore().await.unwrap();
+        assert_eq!((restored.mounted, restored.missing), (0, 1));
+        let parent = adopt(&snapshotter, "t", "").await.key;
+        let error = snapshotter.view("n/5/v".into(), parent.clone(), Labels::new()).await.unwrap_err();
+        assert_eq!(error.to_string(), r#"layer "1" unavailable"#);
+        assert_eq!(fake.mounted.load(Ordering::SeqCst), 0);
+        // It was only a view that failed: nothing of it stays.
+        assert_eq!(snapshotter.list(&[]).await.unwrap().len(), 1);
+        parent
+    };
+    // The task that tried to revive it holds the store a moment longer.
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if Store::open(&root.path().join("snapshotter/metadata.redb")).is_ok() {
+            break;
+        }
+    }
+    let (snapshotter, fake) = open(root.path(), Fake::default());
+    let restored = snapshotter.restore().await.unwrap();
+    assert_eq!((restored.mounted, restored.missing), (1, 0));
+    assert_eq!(fake.mounted.load(Ordering::SeqCst), 1);
+    let mounts = snapshotter.view("n/5/v".into(), parent, Labels::new()).await.unwrap();
+    assert_eq!((mounts[0].kind, mounts[0].options[0].as_str()), ("bind", "ro"));
+}
+
+#[tokio::test]
+async fn a_mount_whose_commit_fails_is_undone() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, fake) = open(root.path(), answers(&[Answer::Mount]));
+    // The second Prepare under the same key fails before anything is mounted.
+    prepare_layer(&snapshotter, "k", "", "t").await.unwrap_err();
+    snapshotter.prepare(None, "k".into(), String::new(), Labels::new()).await.unwrap();
+    assert!(matches!(
+        prepare_layer(&snapshotter, "k", "", "t").await,
+        Err(SnapshotError::Store(StoreError::AlreadyExists { .. }))
+    ));
+    assert_eq!(fake.mounted.load(Ordering::SeqCst), 1);
+}
