@@ -33,7 +33,12 @@ pub struct StoreOptions {
     pub pooled_buffers: usize,
     /// Longest time that `open_layer`, `create_layer` or `remove_unused` waits for another one working on the same layer. Default 30 s.
     pub lock_timeout: Duration,
+    /// File that says which boot of the machine this is. Default `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: PathBuf,
 }
+
+/// The kernel's own.
+pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl StoreOptions {
     /// The defaults, with layers below `root`.
@@ -53,6 +58,7 @@ impl StoreOptions {
             max_waiters: 4096,
             pooled_buffers: cores.saturating_mul(2).max(8),
             lock_timeout: Duration::from_secs(30),
+            boot_id: PathBuf::from(BOOT_ID),
         }
     }
 }

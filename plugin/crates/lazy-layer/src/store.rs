@@ -41,12 +41,7 @@ impl LayerStore {
     ///
     /// What a daemon that died left half made or half removed is removed. Blocking.
     pub fn open(options: StoreOptions, runtime: Handle) -> Result<Self, OpenError> {
-        let boot =
-            BootId::current().map_err(FileError::of("read", Path::new("/proc/sys/kernel/random/boot_id")))?;
-        Self::open_in_boot(options, runtime, boot)
-    }
-
-    fn open_in_boot(options: StoreOptions, runtime: Handle, boot: BootId) -> Result<Self, OpenError> {
+        let boot = BootId::read(&options.boot_id).map_err(FileError::of("read", &options.boot_id))?;
         let layers = options.root.join("layers");
         DirBuilder::new()
             .recursive(true)

@@ -1,0 +1,18 @@
+//! Layers made by `tar` and `flate2`, read lazily through a source with switches, compared with the bytes that went in.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    unreachable_pub,
+    missing_debug_implementations,
+    reason = "tests"
+)]
+
+mod bed;
+mod disk;
+mod faults;
+mod forged;
+mod golden;
+mod making;
+mod reads;
