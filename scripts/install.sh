@@ -11,6 +11,8 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 case ${1:-} in -*) sed -n '2,3s/^# //p' "$0"; exit 0 ;; esac
 prefix=${1:-/usr/local}
+trap 'end_long_running; allow_services' EXIT
+trap 'exit 130' INT TERM
 install_packages "${packages_build[@]}"
 need_cargo
 (cd "$repository" && cargo build --release --locked --package soci --package soci-snapshotter-grpc)

@@ -26,23 +26,29 @@ install_packages() {
     [[ $EUID -eq 0 ]] || die "needs root to install: ${missing[*]}"
     say "installing ${missing[*]}"
     with_dots 'apt-get update' apt-get -q update
-    with_dots 'apt-get install' apt_install_quietly "${missing[@]}"
+    forbid_services
+    with_dots 'apt-get install' env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${missing[@]}"
+    allow_services
     # Debian starts a registry on port 5000 at every boot; ours is started by hand.
     if [[ " ${missing[*]} " == *' docker-registry '* && -d /run/systemd/system ]]; then
         systemctl --quiet disable docker-registry 2>/dev/null || true
     fi
 }
 
-# apt_install_quietly NAME...: policy-rc.d tells the packages' scripts to start nothing.
-apt_install_quietly() {
-    local policy=/usr/sbin/policy-rc.d made='' status=0
-    if [[ ! -e $policy ]]; then
-        printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
-        made=1
-    fi
-    DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" || status=$?
-    [[ -z $made ]] || rm -f "$policy"
-    return "$status"
+policy=/usr/sbin/policy-rc.d policy_made=''
+
+# forbid_services: tells the scripts of packages to start nothing, until `allow_services`.
+forbid_services() {
+    [[ ! -e $policy ]] || return 0
+    policy_made=1
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+}
+
+# allow_services: takes that back; does nothing when there is nothing to take back.
+allow_services() {
+    [[ -z $policy_made ]] || rm -f -- "$policy"
+    policy_made=''
 }
 
 # need_cargo: a cargo that is as new as rust-version in Cargo.toml asks for.

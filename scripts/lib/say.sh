@@ -47,19 +47,32 @@ wait_for() {
     done
 }
 
+long_running='' # process group of `with_dots`
+
+# end_long_running: for the traps.
+end_long_running() {
+    [[ -n $long_running ]] || return 0
+    kill -TERM -- "-$long_running" 2>/dev/null && wait "$long_running" 2>/dev/null
+    long_running=''
+}
+
 # with_dots WHAT COMMAND...: run something long and quiet; its output goes to a log file, shown when it fails.
 with_dots() {
     local what=$1 log pid status=0 began=$SECONDS
     shift
     log=$(mktemp "${scratch:-${TMPDIR:-/tmp}}/output.XXXXXX")
     say "$what …"
-    "$@" >"$log" 2>&1 &
+    set -m # a process group of its own, so that all of it can be ended
+    "$@" >"$log" 2>&1 </dev/null &
     pid=$!
+    set +m
+    long_running=$pid
     while kill -0 "$pid" 2>/dev/null; do
         sleep 1
         (((SECONDS - began) % 15 != 14)) || say "$what … $(tail -n 1 "$log" | cut -c 1-80)"
     done
     wait "$pid" || status=$?
+    long_running=''
     ((status == 0)) || { tail -n 30 "$log" >&2; rm -f "$log"; die "$what failed"; }
     rm -f "$log"
 }

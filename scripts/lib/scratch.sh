@@ -115,6 +115,8 @@ close_scratch() {
     if [[ -n $keep && $status -eq 0 ]]; then return; fi
     [[ $status -eq 0 ]] || show_logs
     say 'cleaning up'
+    end_long_running
+    allow_services
     end_containers
     stop containerd TERM
     stop soci-snapshotter-grpc INT

@@ -131,7 +131,6 @@ pub fn oddities(folder: &Path) -> PathBuf {
     for (name, key, value) in [
         ("size1", "user.plain", b"value".as_slice()),
         ("size1", "user.binary", b"a\0b=c\nd\xff"),
-        ("size511", "trusted.mark", b"for root"),
         ("setgid", "user.on-a-folder", b""),
     ] {
         setxattr(odd.join(name), key, value, XattrFlags::empty()).unwrap();
@@ -148,10 +147,17 @@ pub fn oddities(folder: &Path) -> PathBuf {
     }
     fs::write(root.join("lower/was-file"), "lower").unwrap();
     settle(&root, 1_600_000_000);
-    // Before 1970, after 2038, and in between two seconds: tar keeps all of them.
-    set_time(&odd.join("size512"), -1000, 0);
+    // After 2038, and in between two seconds: tar keeps both.
     set_time(&odd.join("size513"), 5_000_000_000, 0);
     set_time(&odd.join("size4095"), 1_500_000_000, 123_456_789);
+    root
+}
+
+/// What tar keeps and containerd's unpacking does not: a time before 1970, attributes of `trusted.`.
+pub fn rarities(folder: &Path) -> PathBuf {
+    let root = oddities(folder);
+    setxattr(root.join("odd/size511"), "trusted.mark", b"for root", XattrFlags::empty()).unwrap();
+    set_time(&root.join("odd/size512"), -1000, 0);
     root
 }
 

@@ -66,7 +66,7 @@ fn a_setuid_bit_cannot_be_invented() {
     let (_, reference, index) = publish_forged(&stack, change);
     stack.rpull(&["--soci-index-digest", &index], &reference).ok();
     let options = ["--user", "1000", "--allow-new-privs"];
-    let said = stack.ctr_run("soci", &options, &reference, &["cat-evil", "/secret"]);
+    let said = stack.soci_run("soci", &options, &reference, &["cat-evil", "/secret"]);
     assert!(!said.out.contains(SECRET), "a forged row gave a program the rights of root");
 }
 

@@ -113,9 +113,9 @@ fn setuid_programs_and_file_capabilities_work() {
 
     // In a container too, where new privileges are allowed.
     let options = ["--user", "1000", "--allow-new-privs"];
-    assert!(!stack.ctr_run("soci", &options, &reference, &["cat", "/secret"]).success);
-    assert_eq!(stack.ctr_run("soci", &options, &reference, &["cat-suid", "/secret"]).ok().out, SECRET);
-    assert_eq!(stack.ctr_run("soci", &options, &reference, &["cat-cap", "/secret"]).ok().out, SECRET);
+    assert!(!stack.soci_run("soci", &options, &reference, &["cat", "/secret"]).success);
+    assert_eq!(stack.soci_run("soci", &options, &reference, &["cat-suid", "/secret"]).ok().out, SECRET);
+    assert_eq!(stack.soci_run("soci", &options, &reference, &["cat-cap", "/secret"]).ok().out, SECRET);
 }
 
 /// `run --user NAME:SECRET` as the walk-through has it: no such user can exist, so it is taken for the registry.

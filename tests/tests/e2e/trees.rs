@@ -12,11 +12,14 @@ fn lazy_equals_unpacked(packing: [Packing; 3], span: u64, mounts: usize) {
     let (reference, _) = stack.publish(&image, "varied:1", span);
     stack.rpull(&[], &reference).ok();
     assert_eq!(stack.mounts().len(), mounts);
-    let lazy = tree::read(stack.view("soci", &reference).path());
+    let mut lazy = tree::read(stack.view("soci", &reference).path());
     stack.forget();
 
     stack.ctr(&["image", "pull", "--plain-http", "--user", &user(), &reference]).ok();
     let unpacked = tree::read(stack.view("overlayfs", &reference).path());
+    // containerd gives the root of a layer the time at which it was unpacked.
+    let root = std::path::Path::new("");
+    lazy.get_mut(root).unwrap().modified = unpacked[root].modified;
     assert!(unpacked.len() > 100);
     tree::assert_equal(&lazy, &unpacked);
 }
@@ -42,7 +45,7 @@ fn a_mount_equals_what_tar_extracts() {
     let stack = Stack::start();
     let place = stack.folder().join("odd");
     let image = soci_tests::image::ImageBuilder::new(&place)
-        .layer(&rootfs::oddities(&place), Packing::Gzip)
+        .layer(&rootfs::rarities(&place), Packing::Gzip)
         .finish("docker.io/library/odd:1", rootfs::config());
     let (reference, _) = stack.publish(&image, "odd:1", 64 * 1024);
     stack.rpull(&[], &reference).ok();
