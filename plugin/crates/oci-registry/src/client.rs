@@ -1,14 +1,24 @@
 //! The client: one per set of credentials and host options, cheap to clone.
 
+mod blob;
+mod manifest;
+mod push;
+mod range;
+mod redirects;
+mod referrers;
+mod request;
+
 use crate::body::BlobStream;
 use crate::credentials::{CredentialSource, NoCredentials};
 use crate::error::{ClientError, RegistryError};
-use crate::host::HostOptions;
+use crate::host::{HostOptions, Transport};
 use crate::platform::Platform;
 use crate::reference::{Reference, Repository};
+use crate::token::Tokens;
 use crate::upload::{BlobUpload, PushOutcome};
 use bytes::Bytes;
 use oci_spec::image::{Descriptor, Digest};
+use redirects::Redirects;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -68,9 +78,17 @@ pub struct PushedManifest {
 }
 
 /// A client for registries.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
     options: Arc<ClientOptions>,
+    transport: Arc<Transport>,
+    tokens: Tokens,
+    redirects: Redirects,
 }
 
 // === impl ClientOptions ===
@@ -101,22 +119,19 @@ impl fmt::Debug for ClientOptions {
     }
 }
 
-impl fmt::Debug for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("options", &self.options).finish_non_exhaustive()
-    }
-}
-
 // === impl Client ===
 
-#[allow(clippy::unused_async, unused_variables, reason = "skeleton")]
 impl Client {
-    /// A client. Opens no connection.
+    /// A client. Reads certificates; opens no connection.
     ///
     /// # Errors
     /// Where a certificate file cannot be used.
     pub fn new(options: ClientOptions) -> Result<Self, ClientError> {
-        Ok(Self { options: Arc::new(options) })
+        let options = Arc::new(options);
+        let transport = Transport::new(&options.hosts, &options.user_agent, options.connect_timeout)?;
+        let transport = Arc::new(transport);
+        let tokens = Tokens::new(options.clone(), transport.clone());
+        Ok(Self { inner: Arc::new(Inner { options, transport, tokens, redirects: Redirects::default() }) })
     }
 
     /// What a reference names now: media type, digest, size. Nothing is downloaded where the registry tells.
@@ -124,7 +139,7 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`].
     pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        Err(skeleton(reference.repository()))
+        self.inner.resolve(reference).await
     }
 
     /// The manifest or index that a reference names. Its digest is checked, its size at most [`MAX_MANIFEST_SIZE`].
@@ -132,7 +147,7 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`].
     pub async fn manifest(&self, reference: &Reference) -> Result<FetchedManifest, RegistryError> {
-        Err(skeleton(reference.repository()))
+        self.inner.manifest(reference).await
     }
 
     /// The image that a reference names, for one platform.
@@ -144,7 +159,7 @@ impl Client {
         reference: &Reference,
         platform: &Platform,
     ) -> Result<ResolvedImage, RegistryError> {
-        Err(skeleton(reference.repository()))
+        self.inner.image(reference, platform).await
     }
 
     /// A blob as a stream. A connection that breaks in mid-blob is replaced by another that goes on from there.
@@ -156,7 +171,7 @@ impl Client {
         repository: &Repository,
         descriptor: &Descriptor,
     ) -> Result<BlobStream, RegistryError> {
-        Err(skeleton(repository))
+        blob::stream(self.inner.clone(), repository, descriptor).await
     }
 
     /// A small blob as a whole, its digest checked; at most `limit` bytes.
@@ -169,7 +184,7 @@ impl Client {
         digest: &Digest,
         limit: u64,
     ) -> Result<Bytes, RegistryError> {
-        Err(skeleton(repository))
+        self.inner.blob_bytes(repository, digest, limit).await
     }
 
     /// Bytes `range` of a blob: exactly these, but *not* checked against a digest, which covers the whole blob only.
@@ -183,7 +198,7 @@ impl Client {
         digest: &Digest,
         range: Range<u64>,
     ) -> Result<Bytes, RegistryError> {
-        Err(skeleton(repository))
+        self.inner.blob_range(repository, digest, range).await
     }
 
     /// Whether the repository has a blob.
@@ -191,7 +206,7 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`] but "not found".
     pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, RegistryError> {
-        Err(skeleton(repository))
+        self.inner.has_blob(repository, digest).await
     }
 
     /// Whether the repository has a manifest (by tag or digest).
@@ -199,7 +214,7 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`] but "not found".
     pub async fn has_manifest(&self, reference: &Reference) -> Result<bool, RegistryError> {
-        Err(skeleton(reference.repository()))
+        self.inner.has_manifest(reference).await
     }
 
     /// Uploads a blob in one request, unless the repository has it.
@@ -212,7 +227,7 @@ impl Client {
         descriptor: &Descriptor,
         upload: impl Into<BlobUpload> + Send,
     ) -> Result<PushOutcome, RegistryError> {
-        Err(skeleton(repository))
+        self.inner.push_blob(repository, descriptor, &upload.into()).await
     }
 
     /// Puts a manifest under the reference's tag, or under its digest, which has to be that of `bytes`.
@@ -225,7 +240,7 @@ impl Client {
         media_type: &str,
         bytes: &[u8],
     ) -> Result<PushedManifest, RegistryError> {
-        Err(skeleton(reference.repository()))
+        self.inner.push_manifest(reference, media_type, bytes).await
     }
 
     /// The manifests of type `artifact_type` that refer to `subject`, by the referrers API, else by the fallback tag. None
@@ -239,7 +254,7 @@ impl Client {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        Err(skeleton(repository))
+        self.inner.referrers(repository, subject, artifact_type).await
     }
 
     /// Pushes a manifest that refers to `subject` (its `bytes` say so) and sees to it that `subject`'s list of referrers
@@ -255,14 +270,6 @@ impl Client {
         bytes: &[u8],
         subject: &Digest,
     ) -> Result<(), RegistryError> {
-        Err(skeleton(repository))
-    }
-}
-
-fn skeleton(repository: &Repository) -> RegistryError {
-    RegistryError::InvalidResponse {
-        host: repository.host().to_owned(),
-        repository: repository.clone(),
-        reason: "not there yet".to_owned(),
+        self.inner.push_referrer(repository, descriptor, bytes, subject).await
     }
 }

@@ -76,6 +76,8 @@ pub enum RegistryError {
     RateLimited {
         /// The host.
         host: String,
+        /// How long it asks to wait.
+        retry_after: Option<Duration>,
     },
     /// Any other status.
     #[error("{host} answered {status} for {repository}{}", detail.as_ref().map(|text| format!(": {text}")).unwrap_or_default())]
@@ -88,6 +90,8 @@ pub enum RegistryError {
         status: u16,
         /// The registry's own first error message, shortened and without control characters.
         detail: Option<String>,
+        /// How long it asks to wait.
+        retry_after: Option<Duration>,
     },
     /// The token server that the registry names did not give a token.
     #[error("{host} gave no token for {repository}: {reason}")]
@@ -117,9 +121,9 @@ pub enum RegistryError {
         /// Where.
         repository: Repository,
         /// The digest asked for.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest of what came.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// A body shorter or longer than it should be.
     #[error("{host} sent {actual} bytes of {what}, expected {expected}")]
@@ -169,6 +173,11 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    pub(crate) fn digest_mismatch(repository: &Repository, expected: Digest, actual: Digest) -> Self {
+        let (expected, actual) = (Box::new(expected), Box::new(actual));
+        Self::DigestMismatch { repository: repository.clone(), expected, actual }
+    }
+
     /// Whether the same request may succeed later without anybody changing anything. Such a failure is never remembered.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -188,6 +197,14 @@ impl RegistryError {
             | Self::Upload(_)
             | Self::Reference(_)
             | Self::Host { .. } => false,
+        }
+    }
+
+    /// How long the host asks to wait before the next try.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 

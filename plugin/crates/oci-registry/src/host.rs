@@ -46,6 +46,10 @@ pub(crate) fn is_loopback(host: &str) -> bool {
         || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+fn is_loopback_url(url: &Url) -> bool {
+    url.host_str().is_some_and(is_loopback)
+}
+
 /// The HTTP clients of one [`HostOptions`].
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -55,6 +59,8 @@ pub(crate) struct Transport {
     pub(crate) loopback: reqwest::Client,
     /// For where they redirect to, and for token servers: no client certificate.
     pub(crate) elsewhere: reqwest::Client,
+    /// The same, on loopback.
+    pub(crate) elsewhere_loopback: reqwest::Client,
 }
 
 impl Transport {
@@ -82,10 +88,21 @@ impl Transport {
                 .referer(false)
         };
         Ok(Self {
+            elsewhere_loopback: builder(without.clone()).no_proxy().build().map_err(ClientError::Http)?,
             registry: builder(with_identity.clone()).build().map_err(ClientError::Http)?,
             loopback: builder(with_identity).no_proxy().build().map_err(ClientError::Http)?,
             elsewhere: builder(without).build().map_err(ClientError::Http)?,
         })
+    }
+
+    /// The client for a registry's own URLs.
+    pub(crate) fn registry_for(&self, url: &Url) -> &reqwest::Client {
+        if is_loopback_url(url) { &self.loopback } else { &self.registry }
+    }
+
+    /// The client for any other URL.
+    pub(crate) fn elsewhere_for(&self, url: &Url) -> &reqwest::Client {
+        if is_loopback_url(url) { &self.elsewhere_loopback } else { &self.elsewhere }
     }
 }
 

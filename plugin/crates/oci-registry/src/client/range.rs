@@ -1,0 +1,198 @@
+//! Ranges of blobs, which is what lazy reading is made of.
+
+use super::Inner;
+use super::redirects::Key;
+use super::request::{Call, Fetched, invalid, to_u64};
+use crate::error::RegistryError;
+use crate::reference::Repository;
+use crate::retry::Retry;
+use crate::token::host_of;
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
+use oci_spec::image::Digest;
+use reqwest::{Response, StatusCode, Url};
+use std::ops::Range;
+
+/// Most memory that is set aside for a range before its bytes arrive.
+const MAX_RESERVE: u64 = 8 << 20;
+
+impl Inner {
+    pub(super) async fn blob_range(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<Bytes, RegistryError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let call = self.blob_call(repository, Method::GET, digest)?;
+        let call = call.header(RANGE, &format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        let mut retry = Retry::new(&self.options);
+        loop {
+            match self.blob_range_once(&call, digest, &range).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => retry.pause(error).await?,
+            }
+        }
+    }
+
+    pub(super) fn blob_call<'a>(
+        &self,
+        repository: &'a Repository,
+        method: Method,
+        digest: &'a Digest,
+    ) -> Result<Call<'a>, RegistryError> {
+        let call = Call::new(self, repository, method, "blobs", digest.as_ref())?;
+        Ok(call.header(ACCEPT_ENCODING, "identity"))
+    }
+
+    /// Gets a blob (or the part that the call asks for) from where it was last found, else through the registry.
+    pub(super) async fn fetch_blob(
+        &self,
+        call: &Call<'_>,
+        digest: &Digest,
+    ) -> Result<Response, RegistryError> {
+        let key: Key = (call.repository.clone(), digest.clone());
+        if let Some(url) = self.redirects.get(&key) {
+            match self.send_elsewhere(call, &url).await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) if !is_stale(response.status()) => {
+                    return Err(self.status_error(call, response).await);
+                }
+                Ok(response) => {
+                    let status = response.status().as_u16();
+                    tracing::debug!(host = host_of(&url), status, digest = call.what, "refreshing URL");
+                    self.redirects.forget(&key, &url);
+                }
+                Err(error) => {
+                    // Perhaps that server alone is gone: the retry asks the registry for another.
+                    self.redirects.forget(&key, &url);
+                    return Err(error);
+                }
+            }
+        }
+        let Fetched { response, elsewhere } = self.fetch(call).await?;
+        if !response.status().is_success() {
+            return Err(self.status_error(call, response).await);
+        }
+        if let Some(url) = elsewhere {
+            self.redirects.put(key, url);
+        }
+        Ok(response)
+    }
+
+    async fn blob_range_once(
+        &self,
+        call: &Call<'_>,
+        digest: &Digest,
+        range: &Range<u64>,
+    ) -> Result<Bytes, RegistryError> {
+        let response = self.fetch_blob(call, digest).await?;
+        let length = range.end.saturating_sub(range.start);
+        let (mut body, mut skip) = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                check_part(call, &response, range)?;
+                (response, 0)
+            }
+            // Ranges are optional in the specification: the whole blob comes, from its start.
+            _ => {
+                if let Some(whole) = response.content_length().filter(|whole| *whole < range.end) {
+                    return Err(self.too_short(call, response.url(), range.end, whole));
+                }
+                (response, range.start)
+            }
+        };
+        let is_part = body.status() == StatusCode::PARTIAL_CONTENT;
+        let reserve = usize::try_from(length.min(MAX_RESERVE)).unwrap_or(0);
+        let mut bytes = BytesMut::with_capacity(reserve);
+        while let Some(mut chunk) = self.chunk(&mut body).await? {
+            let skipped = skip.min(to_u64(chunk.len()));
+            skip = skip.saturating_sub(skipped);
+            let mut chunk = chunk.split_off(usize::try_from(skipped).unwrap_or(chunk.len()).min(chunk.len()));
+            let missing = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(bytes.len());
+            if chunk.len() > missing {
+                if is_part {
+                    return Err(invalid(
+                        call.repository,
+                        &host_of(body.url()),
+                        "it sent more bytes than the range has",
+                    ));
+                }
+                chunk.truncate(missing);
+            }
+            bytes.extend_from_slice(&chunk);
+            if !is_part && to_u64(bytes.len()) >= length {
+                break;
+            }
+        }
+        if to_u64(bytes.len()) != length {
+            return Err(self.too_short(call, body.url(), length, to_u64(bytes.len())));
+        }
+        Ok(bytes.freeze())
+    }
+
+    fn too_short(&self, call: &Call<'_>, url: &Url, expected: u64, actual: u64) -> RegistryError {
+        RegistryError::Length { host: host_of(url), what: call.what.to_owned(), expected, actual }
+    }
+}
+
+/// Whether the status means that a signed URL has had its day (S3 says 400 to an expired session), or that the storage
+/// moved: the registry knows the new one.
+fn is_stale(status: StatusCode) -> bool {
+    status.is_redirection() || matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410)
+}
+
+/// Checks that a 206 is about the very range that was asked for.
+pub(super) fn check_part(
+    call: &Call<'_>,
+    response: &Response,
+    range: &Range<u64>,
+) -> Result<(), RegistryError> {
+    let host = host_of(response.url());
+    let wrong = |reason: &str| Err(invalid(call.repository, &host, reason));
+    let sent = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    match sent.and_then(parse_content_range) {
+        Some(sent) if sent == *range => {}
+        Some(_) => return wrong("it sent another range than it was asked for"),
+        None => return wrong("it sent a range without saying which"),
+    }
+    let length = range.end.saturating_sub(range.start);
+    match response.content_length() {
+        Some(announced) if announced != length => wrong("the length of its answer is not that of the range"),
+        _ => Ok(()),
+    }
+}
+
+/// `bytes 0-9/100` or `bytes 0-9/*`.
+fn parse_content_range(text: &str) -> Option<Range<u64>> {
+    let (range, total) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, end): (u64, u64) = (first.parse().ok()?, last.parse::<u64>().ok()?.checked_add(1)?);
+    let inside = total == "*" || total.parse::<u64>().is_ok_and(|total| end <= total);
+    (first < end && inside).then_some(first..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        assert_eq!(parse_content_range("bytes 0-9/100"), Some(0..10));
+        assert_eq!(parse_content_range("bytes 5-5/*"), Some(5..6));
+        let max = u64::MAX;
+        for bad in [
+            "",
+            "bytes */100",
+            "bytes 9-0/100",
+            "bytes 0-100/100",
+            "bytes -5/10",
+            "items 0-9/100",
+            &format!("bytes 0-{max}/*"),
+        ] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What refers to an image: the referrers API where there is one, a tag made from the digest where not.
+
+use super::manifest::media_type_header;
+use super::request::{Call, is_redirect};
+use super::{Inner, MAX_MANIFEST_SIZE};
+use crate::error::RegistryError;
+use crate::reference::{Reference, Repository};
+use crate::retry::Retry;
+use http::header::{ACCEPT, LINK};
+use http::{HeaderMap, Method};
+use oci_spec::image::{Descriptor, Digest};
+use reqwest::{StatusCode, Url};
+use soci_index::fallback::{self, ReferrersIndex};
+use std::time::Duration;
+
+/// Pages of a list that are read.
+const MAX_PAGES: usize = 16;
+/// How often the fallback tag is written before another writer is allowed to win.
+const MAX_WRITES: usize = 5;
+
+impl Inner {
+    pub(super) async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        if let Some(found) = self.referrers_by_api(repository, subject, artifact_type).await? {
+            return Ok(found);
+        }
+        tracing::debug!(%repository, %subject, "no referrers API, reading the fallback tag");
+        let tag = repository.with_tag(&fallback::tag(subject))?;
+        Ok(self.fallback_list(&tag).await?.map(|list| list.referrers(artifact_type)).unwrap_or_default())
+    }
+
+    /// None where the registry has no such API. Those without answer in many ways: 404, 400, 405, a page to log in on.
+    async fn referrers_by_api(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let mut call = Call::new(self, repository, Method::GET, "referrers", subject.as_ref())?;
+        call = call.header(ACCEPT, soci_index::INDEX_MEDIA_TYPE);
+        call.url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        let mut found = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let Some((list, next)) = self.referrers_page(&call).await? else { return Ok(None) };
+            // Filtering is optional for registries.
+            found.extend(list.referrers(artifact_type));
+            match next.filter(|next| next.origin() == call.url.origin()) {
+                Some(next) => call = call.at(next),
+                None => break,
+            }
+        }
+        Ok(Some(found))
+    }
+
+    async fn referrers_page(
+        &self,
+        call: &Call<'_>,
+    ) -> Result<Option<(ReferrersIndex, Option<Url>)>, RegistryError> {
+        let mut retry = Retry::new(&self.options);
+        loop {
+            let error = match self.send(call).await {
+                Ok(response) if response.status() == StatusCode::OK => {
+                    let is_page =
+                        media_type_header(response.headers()).is_some_and(|t| t.starts_with("text/"));
+                    let next = next_page(&call.url, response.headers());
+                    match self.body(call, response, MAX_MANIFEST_SIZE).await {
+                        Ok(body) if !is_page => {
+                            return Ok(ReferrersIndex::parse(&body).ok().map(|list| (list, next)));
+                        }
+                        Ok(_) => return Ok(None),
+                        Err(error) => error,
+                    }
+                }
+                Ok(response) if is_redirect(response.status()) || is_unsupported(response.status()) => {
+                    return Ok(None);
+                }
+                Ok(response) => self.status_error(call, response).await,
+                // Some protect what they do not have; the fallback tag tells whether we may read at all.
+                Err(RegistryError::Denied { .. } | RegistryError::Unauthorized { .. }) => return Ok(None),
+                Err(error) => error,
+            };
+            retry.pause(error).await?;
+        }
+    }
+
+    /// The list under the fallback tag; none where there is no such tag.
+    async fn fallback_list(&self, tag: &Reference) -> Result<Option<ReferrersIndex>, RegistryError> {
+        match self.manifest(tag).await {
+            Ok(manifest) => Ok(Some(ReferrersIndex::parse(&manifest.bytes).unwrap_or_default())),
+            Err(RegistryError::NotFound { .. } | RegistryError::Status { status: 400, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn push_referrer(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        bytes: &[u8],
+        subject: &Digest,
+    ) -> Result<(), RegistryError> {
+        let reference = repository.with_digest(descriptor.digest().clone());
+        let pushed = self.push_manifest(&reference, descriptor.media_type().as_ref(), bytes).await?;
+        if pushed.subject_listed {
+            return Ok(());
+        }
+        let tag = repository.with_tag(&fallback::tag(subject))?;
+        // Another writer may come between our reading and our writing; there is no way to lock, so look again.
+        for attempt in 0..MAX_WRITES {
+            let mut list = self.fallback_list(&tag).await?.unwrap_or_default();
+            if !list.put(descriptor) {
+                return Ok(());
+            }
+            if attempt > 0 {
+                tokio::time::sleep(self.options.min_backoff.min(Duration::from_secs(1))).await;
+            }
+            self.push_manifest(&tag, soci_index::INDEX_MEDIA_TYPE, &list.to_json()).await?;
+        }
+        tracing::warn!(%repository, %subject, "another writer keeps changing the list of referrers");
+        Ok(())
+    }
+}
+
+fn is_unsupported(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 404 | 405 | 406 | 410 | 415 | 501)
+}
+
+/// The `rel="next"` of a `Link` header (RFC 8288).
+fn next_page(url: &Url, headers: &HeaderMap) -> Option<Url> {
+    let text = headers.get(LINK)?.to_str().ok()?;
+    let (target, parameters) = text.trim().strip_prefix('<')?.split_once('>')?;
+    let is_next = parameters.replace([' ', '"'], "").to_ascii_lowercase().contains("rel=next");
+    is_next.then(|| url.join(target).ok()).flatten()
+}
