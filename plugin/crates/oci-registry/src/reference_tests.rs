@@ -20,7 +20,7 @@ fn normalises() {
         ("[2001:db8::1]/a", "[2001:db8::1]/a:latest", "[2001:db8::1]"),
         ("ghcr.io/o/r", "ghcr.io/o/r:latest", "ghcr.io"),
         ("FOO/bar", "FOO/bar:latest", "FOO"),
-        ("a--b.c__d/e_f", "docker.io/a--b.c__d/e_f:latest", "registry-1.docker.io"),
+        ("a--b/c__d.e_f", "docker.io/a--b/c__d.e_f:latest", "registry-1.docker.io"),
         ("x:Tag_1.2-3", "docker.io/library/x:Tag_1.2-3", "registry-1.docker.io"),
     ];
     for (text, full, host) in table {
