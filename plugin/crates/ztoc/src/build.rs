@@ -1,6 +1,30 @@
-//! stub
-use crate::{Compression, EntryKind, TarError, UncompressedOffset, ZinfoError, Ztoc};
+//! Building a zTOC: a layer's bytes are pushed in, in one pass.
+
+mod digests;
+mod gzip;
+mod inflate;
+mod members;
+mod plain;
+
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
+
+use crate::encode::DIGEST_LEN;
+use crate::zinfo::Zinfo;
+use crate::{
+    Compression, Entry, EntryKind, SpanDigest, Spans, TarError, UncompressedOffset, ZinfoError, Ztoc,
+};
+
+use self::gzip::GzipEngine;
+use self::plain::PlainEngine;
+
+/// The only version there has been.
+const VERSION: &[u8] = b"0.9";
+
+/// The largest zTOC that is built, in bytes: more than 30000 spans or millions of files. A flatbuffer ends at 2 GiB.
+const MAX_ZTOC_LEN: usize = 1 << 30;
 
 /// Span size by default, in uncompressed bytes: 4 MiB, as upstream.
 pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
@@ -60,17 +84,24 @@ pub enum BuildError {
     /// The layer is no tar.
     #[error("layer is no valid tar")]
     Tar(#[source] TarError),
-    /// The layer is no gzip, is damaged, or has something else behind its last member.
-    #[error("layer is no valid gzip stream: {reason} at byte {offset}")]
+    /// The gzip stream is damaged.
+    #[error("gzip stream is damaged near byte {offset}")]
     Gzip {
         /// Where, in the blob.
         offset: u64,
-        /// What zlib says.
-        reason: &'static str,
+    },
+    /// There is no gzip member where one must begin: the layer is no gzip, or has something else behind its last member.
+    #[error("no gzip member near byte {offset}")]
+    NotGzip {
+        /// Where, in the blob.
+        offset: u64,
     },
     /// The blob ends inside a gzip member.
-    #[error("layer ends inside a gzip member, after {0} bytes")]
-    Truncated(u64),
+    #[error("layer ends inside a gzip member, after {len} bytes")]
+    Truncated {
+        /// Its length.
+        len: u64,
+    },
     /// The span size is more than the wire can hold, or zero for a plain tar.
     #[error("span size {0} cannot be used")]
     SpanSize(u64),
@@ -102,9 +133,35 @@ pub struct Built {
     pub diff_id: [u8; 32],
 }
 
-/// Builds the zTOC of a layer whose bytes are pushed in.
-#[derive(Debug)]
-pub struct Builder {}
+/// Builds the zTOC of a layer whose bytes are pushed in. It keeps the TOC, the checkpoints and about 1 MiB of output.
+pub struct Builder {
+    engine: Engine,
+    build_tool: String,
+    layer_digest: Sha256,
+    compressed_size: u64,
+    has_failed: bool,
+}
+
+enum Engine {
+    Gzip(Box<GzipEngine>),
+    Plain(Box<PlainEngine>),
+}
+
+/// What an engine has found out.
+struct Scanned {
+    entries: Vec<Entry>,
+    uncompressed_size: u64,
+    zinfo: Zinfo,
+    digests: Vec<SpanDigest>,
+    /// `None` where it is the layer digest.
+    diff_id: Option<[u8; 32]>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("compressed_size", &self.compressed_size).finish_non_exhaustive()
+    }
+}
 
 impl Builder {
     /// Begins a layer.
@@ -112,8 +169,16 @@ impl Builder {
     /// # Errors
     ///
     /// When the span size cannot be used.
-    pub fn new(_compression: Compression, _options: BuildOptions) -> Result<Self, BuildError> {
-        Err(BuildError::Failed)
+    pub fn new(compression: Compression, options: BuildOptions) -> Result<Self, BuildError> {
+        let BuildOptions { span_size, build_tool } = options;
+        if i64::try_from(span_size).is_err() || (span_size == 0 && compression == Compression::Uncompressed) {
+            return Err(BuildError::SpanSize(span_size));
+        }
+        let engine = match compression {
+            Compression::Gzip => Engine::Gzip(Box::new(GzipEngine::new(span_size)?)),
+            Compression::Uncompressed => Engine::Plain(Box::new(PlainEngine::new(span_size))),
+        };
+        Ok(Self { engine, build_tool, layer_digest: Sha256::new(), compressed_size: 0, has_failed: false })
     }
 
     /// Takes the next bytes of the blob, any number of them.
@@ -121,16 +186,62 @@ impl Builder {
     /// # Errors
     ///
     /// When the layer is damaged or cannot have a zTOC; nothing more can be written then.
-    pub fn write(&mut self, _bytes: &[u8]) -> Result<(), BuildError> {
-        Err(BuildError::Failed)
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
+        if self.has_failed {
+            return Err(BuildError::Failed);
+        }
+        let result = self.push(bytes);
+        self.has_failed = result.is_err();
+        result
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
+        self.layer_digest.update(bytes);
+        self.compressed_size = self.compressed_size.saturating_add(bytes.len() as u64);
+        let encoded_len = match &mut self.engine {
+            Engine::Gzip(engine) => {
+                engine.write(bytes)?;
+                engine.encoded_len()
+            }
+            Engine::Plain(engine) => {
+                engine.write(bytes)?;
+                engine.encoded_len()
+            }
+        };
+        if encoded_len > MAX_ZTOC_LEN {
+            return Err(BuildError::TooLarge { limit: MAX_ZTOC_LEN });
+        }
+        Ok(())
     }
 
     /// The blob ends here.
     ///
     /// # Errors
     ///
-    /// When it should not.
+    /// When it should not, or a write has failed.
     pub fn finish(self) -> Result<Built, BuildError> {
-        Err(BuildError::Failed)
+        if self.has_failed {
+            return Err(BuildError::Failed);
+        }
+        let layer_digest: [u8; 32] = self.layer_digest.finalize().into();
+        let Scanned { entries, uncompressed_size, zinfo, digests, diff_id } = match self.engine {
+            Engine::Gzip(engine) => engine.finish()?,
+            Engine::Plain(engine) => engine.finish()?,
+        };
+        let spans = Spans::new(zinfo, self.compressed_size, uncompressed_size, digests)?;
+        let ztoc = Ztoc {
+            version: VERSION.to_vec(),
+            build_tool: self.build_tool.into_bytes(),
+            compressed_size: self.compressed_size,
+            uncompressed_size,
+            entries,
+            spans,
+        };
+        Ok(Built { ztoc, layer_digest, diff_id: diff_id.unwrap_or(layer_digest) })
     }
+}
+
+/// What the digests of so many spans take in the zTOC, at most.
+fn digests_len(spans: usize) -> usize {
+    spans.saturating_mul(DIGEST_LEN)
 }

@@ -33,7 +33,7 @@ pub(crate) fn encode(ztoc: &Ztoc) -> Vec<u8> {
     writer.builder.push_slot_always(slot(0), metadata);
     let toc = writer.builder.end_table(table);
 
-    let checkpoints = writer.builder.create_vector(&ztoc.spans.zinfo().to_bytes());
+    let checkpoints = writer.builder.create_vector(ztoc.spans.zinfo().as_bytes());
     let digests: Vec<Offset> =
         ztoc.spans.iter().map(|span| writer.text(span.digest.to_string().as_bytes())).collect();
     let digests = writer.vector(&digests);
@@ -137,7 +137,7 @@ fn estimated_len(ztoc: &Ztoc) -> usize {
     let entries = ztoc.entries.iter().fold(0_usize, |sum, entry| sum.saturating_add(entry_len(entry)));
     let digests = DIGEST_LEN.saturating_mul(usize::try_from(ztoc.spans.count()).unwrap_or(0));
     let texts = ztoc.version.len().saturating_add(ztoc.build_tool.len());
-    [ztoc.spans.zinfo().to_bytes().len(), digests, texts, 512]
+    [ztoc.spans.zinfo().as_bytes().len(), digests, texts, 512]
         .into_iter()
         .fold(entries, usize::saturating_add)
 }

@@ -147,10 +147,11 @@ impl Zinfo {
         }
     }
 
-    pub(crate) fn to_bytes(&self) -> std::borrow::Cow<'_, [u8]> {
+    /// As on the wire.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
-            Self::Gzip(zinfo) => (&zinfo.bytes).into(),
-            Self::Tar(zinfo) => (&zinfo.bytes).into(),
+            Self::Gzip(zinfo) => &zinfo.bytes,
+            Self::Tar(zinfo) => &zinfo.bytes,
         }
     }
 }

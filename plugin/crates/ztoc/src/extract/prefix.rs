@@ -12,7 +12,7 @@ pub(super) struct Prefix {
 }
 
 /// An empty block with fixed codes: not final, type 1, and the seven zero bits of its end.
-const EMPTY_FIXED: (u64, u32) = (0b01_0, 10);
+const EMPTY_FIXED: (u64, u32) = (0b010, 10);
 
 impl Prefix {
     /// 91 bits of the block with its own codes, up to three fixed ones, and the byte that they end in.
@@ -70,7 +70,7 @@ impl BitWriter {
 
     /// An empty block of 91 bits with codes of its own: not final, type 2, in which literal 0, the end and distance 0 have one-bit codes.
     fn empty_dynamic(&mut self) {
-        self.put(0b10_0, 3);
+        self.put(0b100, 3);
         self.put(0, 5); // 257 literal and length codes
         self.put(0, 5); // 1 distance code
         self.put(18 - 4, 4); // 18 code length codes, in the order 16 17 18 0 8 7 9 6 10 5 11 4 12 3 13 2 14 1
@@ -79,7 +79,7 @@ impl BitWriter {
             self.put(u64::from(position == 2 || position == 17), 3);
         }
         self.put(0, 1); // literal 0 has length 1
-        for zeros in [138, 118] {
+        for zeros in [138, 117] {
             self.put(1, 1);
             self.put(zeros - 11, 7);
         }
@@ -91,8 +91,6 @@ impl BitWriter {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn a_literal_block_decodes_from_every_bit() {
         // A final fixed block with the literals "abc" (8 bits each: 0x30 + byte, most significant bit first) and the end.
