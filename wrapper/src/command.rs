@@ -17,7 +17,7 @@ use crate::error::Error;
 pub(crate) enum Command {
     /// Manage images.
     #[command(visible_aliases = ["images", "i"])]
-    Image(image::Args),
+    Image(Box<image::Args>),
     /// Run a container.
     Run(Box<run::Args>),
     /// Provide information about containerd plugins.
@@ -38,7 +38,7 @@ pub(crate) enum Command {
 /// Runs a subcommand to its end.
 pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Error> {
     match command {
-        Command::Image(args) => image::run(args, context).await,
+        Command::Image(args) => image::run(*args, context).await,
         Command::Run(args) => run::run(*args, context).await,
         Command::Plugins(args) => plugins::run(args, context).await,
         Command::Create(args) => create::run(args, context).await,

@@ -9,9 +9,13 @@ mod connection;
 mod context;
 mod duration;
 mod error;
+mod image;
+mod interrupt;
+mod pull;
 mod registry;
 mod table;
 mod terminal;
+mod unpack;
 
 use std::process::ExitCode;
 

@@ -1,14 +1,18 @@
-//! What a person sees: log lines on stderr, progress on a terminal.
+//! What a person sees: lines, log lines on stderr, progress on a terminal.
 
-use std::io::{ErrorKind, Write as _};
+mod progress;
 
+use std::io::{BufRead as _, ErrorKind, IsTerminal as _, Write as _};
+
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use self::progress::Progress;
 use crate::error::Error;
 
-/// Sends our log to stderr: warnings, and with `--debug` everything of ours.
+/// Sends our log to stderr: errors, and with `--debug` everything of ours.
 pub(crate) fn log(debug: bool) {
-    let filter = if debug { "warn,soci=debug,soci_store=debug,oci_registry=debug" } else { "error" };
+    let filter = if debug { "warn,soci=debug,soci_store=debug,oci_registry=debug" } else { "off" };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)
@@ -36,5 +40,33 @@ pub(crate) fn print(bytes: &[u8]) -> Result<(), Error> {
 
 /// Says on stderr, in one line, what went otherwise than asked without being the command's failure.
 pub(crate) fn notice(text: &str) {
-    eprintln!("soci: {text}");
+    let _ = writeln!(std::io::stderr(), "soci: {text}");
+}
+
+/// Reads a secret from stdin, without showing it where that is a terminal.
+///
+/// # Errors
+/// Nothing there to be read.
+pub(crate) fn secret(prompt: &str) -> Result<String, Error> {
+    let failed = |source: std::io::Error| Error::Io { what: "read the password".to_owned(), source };
+    let stdin = std::io::stdin();
+    let shown =
+        if stdin.is_terminal() { Some(tcgetattr(&stdin).map_err(|e| failed(e.into()))?) } else { None };
+    if let Some(shown) = &shown {
+        let _ = write!(std::io::stderr(), "{prompt}");
+        let mut hidden = shown.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&stdin, OptionalActions::Flush, &hidden).map_err(|e| failed(e.into()))?;
+    }
+    let mut text = String::new();
+    let outcome = stdin.lock().read_line(&mut text);
+    if let Some(shown) = &shown {
+        let _ = tcsetattr(&stdin, OptionalActions::Now, shown);
+        let _ = writeln!(std::io::stderr());
+    }
+    match outcome {
+        Ok(0) => Err(failed(ErrorKind::UnexpectedEof.into())),
+        Ok(_) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+        Err(source) => Err(failed(source)),
+    }
 }

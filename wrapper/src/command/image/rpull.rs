@@ -1,18 +1,324 @@
-//! `soci image rpull`.
+//! `soci image rpull`: layers with a zTOC stay where they are, the others are downloaded.
+
+use std::collections::{HashMap, HashSet};
+
+use oci_registry::platform::Platform;
+use oci_registry::{Credentials, Reference};
+use oci_spec::image::{Descriptor, Digest};
+use soci_proto::daemon::AddCredentialsRequest;
+use soci_store::Image;
+use soci_store::labels::{self, Labels};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, one_line};
+use crate::image::Layer;
+use crate::pull::{FoundIndex, IndexOutcome, PlatformImage, Puller, under_lease};
+use crate::registry::RegistryArgs;
+use crate::terminal::Progress;
+use crate::unpack::{Prepared, Unpacker};
+
+/// Our snapshotter's usual name among containerd's proxy plugins.
+const SNAPSHOTTER: &str = "soci";
 
 /// Arguments of `soci image rpull`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Not read yet.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    rest: Vec<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// Labels to attach to the image.
+    #[arg(long, value_name = "LABEL[=VALUE]")]
+    label: Vec<String>,
+    /// Snapshotter name.
+    #[arg(long, env = "CONTAINERD_SNAPSHOTTER", default_value = SNAPSHOTTER)]
+    snapshotter: String,
+    /// Accepted for compatibility: what is read is always verified.
+    #[arg(long, hide = true)]
+    skip_content_verify: bool,
+    /// Digest of the SOCI index to use; without it, the index is found through the registry.
+    #[arg(long, value_name = "DIGEST")]
+    soci_index_digest: Option<String>,
+    /// Platform to pull; this machine's, where none is given.
+    #[arg(short, long)]
+    platform: Option<String>,
+    /// Set the max concurrent downloads for each pull.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    max_concurrent_downloads: usize,
+    /// Image to pull.
+    #[arg(value_name = "REF")]
+    reference: String,
 }
 
 /// Runs `soci image rpull`.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
-    let _ = (args.rest, context);
-    Err(Error::NotImplemented("image rpull"))
+    let reference = Reference::parse(&args.reference).map_err(Error::command)?;
+    let platform = match &args.platform {
+        Some(text) => Platform::parse(text).map_err(Error::command)?,
+        None => Platform::host(),
+    };
+    let credentials = args.registry.credentials()?;
+    let client = args.registry.client(&reference, credentials.as_ref())?;
+    under_lease(context.containerd(), |containerd| {
+        let unpacker = Unpacker::new(containerd.clone(), &args.snapshotter);
+        let downloads = args.max_concurrent_downloads;
+        let puller = Puller::new(containerd, client, reference, Progress::new(), downloads);
+        let pull = Pull { args: &args, context, puller, unpacker: unpacker.clone(), credentials };
+        (async move { pull.run(&platform).await }, async move || unpacker.abandon().await)
+    })
+    .await
+}
+
+/// One rpull on its way.
+struct Pull<'a> {
+    args: &'a Args,
+    context: &'a Context,
+    puller: Puller,
+    unpacker: Unpacker,
+    credentials: Option<Credentials>,
+}
+
+/// What is lazy: the index, and the layers whose zTOC is in containerd's store.
+struct Lazy {
+    index: FoundIndex,
+    layers: HashSet<Digest>,
+}
+
+impl Pull<'_> {
+    async fn run(&self, platform: &Platform) -> Result<(), Error> {
+        let (top, document) = self.puller.top().await?;
+        let target = top.descriptor.clone();
+        let (fetched, manifest) = self.puller.choose(top, document, platform).await?;
+        // The config on one way, the index and then its zTOCs on another.
+        let artifacts = async {
+            let outcome = self.find_index(&fetched, &manifest).await;
+            match outcome {
+                Some(index) => {
+                    let layers = self.puller.fetch_ztocs(&index, &manifest).await.into_iter().collect();
+                    Some(Lazy { index, layers })
+                }
+                None => None,
+            }
+        };
+        let image = self.puller.image(fetched.clone(), manifest.clone());
+        let (image, lazy) = tokio::join!(image, artifacts);
+        let image = image?;
+        let lazy = match lazy {
+            Some(lazy) => {
+                self.puller.store_index(&lazy.index, &image).await?;
+                Some(lazy).filter(|lazy| !lazy.layers.is_empty())
+            }
+            None => None,
+        };
+        if lazy.is_some() {
+            self.introduce().await;
+        }
+        self.unpack(&image, lazy.as_ref()).await?;
+
+        let content = self.puller.containerd().content();
+        if let Some(top_layer) = image.layers.last() {
+            let label = labels::gc_ref_snapshot(&self.args.snapshotter);
+            let labels = Labels::from([(label, top_layer.chain_id.to_string())]);
+            content.set_labels(image.manifest.config.digest(), labels).await?;
+        }
+        let labels = super::label::parse(&self.args.label);
+        let record = Image::new(self.puller.reference().to_string(), target, labels);
+        self.puller.containerd().images().create_or_update(&record).await?;
+        Ok(())
+    }
+
+    /// The index, or a line about why there is none to use: the image is pulled all the same.
+    async fn find_index(
+        &self,
+        fetched: &oci_registry::FetchedManifest,
+        manifest: &crate::image::Manifest,
+    ) -> Option<FoundIndex> {
+        let asked = self.args.soci_index_digest.as_deref().filter(|text| !text.is_empty());
+        let outcome = match asked.map(|text| soci_store::parse_digest(text).ok_or(text)) {
+            Some(Err(text)) => IndexOutcome::Unusable { reason: format!("{text:?} is no digest") },
+            Some(Ok(digest)) => self.puller.find_index(fetched, manifest, Some(&digest)).await,
+            None => self.puller.find_index(fetched, manifest, None).await,
+        };
+        let reason = match outcome {
+            IndexOutcome::Found(found) => {
+                tracing::debug!(index = %found.digest(), "index found");
+                return Some(*found);
+            }
+            IndexOutcome::None => "the image has none".to_owned(),
+            IndexOutcome::Unusable { reason } => reason,
+        };
+        self.puller.progress().notice(&format!("no SOCI index, all layers are downloaded: {reason}"));
+        None
+    }
+
+    /// Tells the daemon how to talk to the registry, before it has to.
+    async fn introduce(&self) {
+        let registry = &self.args.registry;
+        if self.credentials.is_none() && !registry.plain_http && !registry.skip_verify {
+            return;
+        }
+        let reference = self.puller.reference();
+        let (username, secret) = match &self.credentials {
+            Some(credentials) => (credentials.username.clone(), credentials.secret.clone()),
+            None => (String::new(), String::new()),
+        };
+        let request = AddCredentialsRequest {
+            host: reference.host().to_owned(),
+            repository: reference.repository().name().to_owned(),
+            username,
+            secret,
+            plain_http: registry.plain_http,
+            skip_verify: registry.skip_verify,
+        };
+        let handed_over = async {
+            let mut daemon = self.context.daemon(&self.args.snapshotter).await?;
+            let containerd = self.puller.containerd();
+            containerd
+                .call("hand credentials to", "the snapshotter", daemon.add_credentials(request))
+                .await?;
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = handed_over.await {
+            let text =
+                format!("the snapshotter did not take the registry's credentials: {}", one_line(&error));
+            self.puller.progress().notice(&text);
+        }
+    }
+
+    /// Makes the snapshots, lowest layer first, while the layers that are needed arrive side by side.
+    async fn unpack(&self, image: &PlatformImage, lazy: Option<&Lazy>) -> Result<(), Error> {
+        let is_lazy = |layer: &Layer| lazy.is_some_and(|lazy| lazy.layers.contains(layer.blob.digest()));
+        let mut downloads = Downloads::default();
+        for layer in &image.layers {
+            if !is_lazy(layer) && !self.unpacker.has(&layer.chain_id).await? {
+                downloads.start(&self.puller, &layer.blob);
+            }
+        }
+        let mut parent: Option<&Digest> = None;
+        for (n, layer) in image.layers.iter().enumerate() {
+            let labels = match lazy {
+                Some(lazy) if is_lazy(layer) => {
+                    let rest = image.layers.get(n..).unwrap_or_default();
+                    lazy_labels(self.puller.reference(), &image.descriptor, layer, rest, lazy.index.digest())
+                }
+                _ => Labels::new(),
+            };
+            if let Prepared::Active { key, mounts } = self.unpacker.prepare(layer, parent, labels).await? {
+                // For a lazy layer this is the snapshotter's way to say that it cannot.
+                downloads.start(&self.puller, &layer.blob);
+                downloads.wait(&layer.blob).await?;
+                let _working = self.puller.progress().work(&format!("unpacking {}", layer.blob.digest()));
+                self.unpacker.fill(layer, key, mounts).await?;
+            }
+            parent = Some(&layer.chain_id);
+        }
+        Ok(())
+    }
+}
+
+/// Downloads side by side; all end when this is dropped.
+#[derive(Default)]
+struct Downloads {
+    tasks: JoinSet<()>,
+    arrivals: HashMap<Digest, oneshot::Receiver<Result<(), Error>>>,
+    done: HashSet<Digest>,
+}
+
+impl Downloads {
+    /// Starts a download, once for each blob.
+    fn start(&mut self, puller: &Puller, blob: &Descriptor) {
+        if self.done.contains(blob.digest()) || self.arrivals.contains_key(blob.digest()) {
+            return;
+        }
+        let (sender, receiver) = oneshot::channel();
+        let (puller, wanted) = (puller.clone(), blob.clone());
+        self.tasks.spawn(async move {
+            // Nobody waits any more where the pull failed elsewhere.
+            let _ = sender.send(puller.layer(&wanted).await);
+        });
+        self.arrivals.insert(blob.digest().clone(), receiver);
+    }
+
+    /// Waits for a download that was started.
+    async fn wait(&mut self, blob: &Descriptor) -> Result<(), Error> {
+        if let Some(arrival) = self.arrivals.remove(blob.digest()) {
+            arrival.await.unwrap_or(Err(Error::Interrupted))?;
+            self.done.insert(blob.digest().clone());
+        }
+        Ok(())
+    }
+}
+
+/// What a remote snapshotter is told with Prepare (`reference/upstream-soci.md`, 3.1): which layer of which image this is.
+fn lazy_labels(
+    reference: &Reference,
+    manifest: &Descriptor,
+    layer: &Layer,
+    rest: &[Layer],
+    index: &Digest,
+) -> Labels {
+    const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+    const LAYER_SIZES: &str = "containerd.io/snapshot/remote/image.layers.size";
+    let digests = joined(IMAGE_LAYERS, rest.iter().map(|layer| layer.blob.digest().to_string()));
+    let sizes = joined(LAYER_SIZES, rest.iter().map(|layer| layer.blob.size().to_string()));
+    [
+        ("containerd.io/snapshot.ref", layer.chain_id.to_string()),
+        ("containerd.io/snapshot/cri.image-ref", reference.to_string()),
+        ("containerd.io/snapshot/cri.layer-digest", layer.blob.digest().to_string()),
+        ("containerd.io/snapshot/cri.manifest-digest", manifest.digest().to_string()),
+        (IMAGE_LAYERS, digests),
+        ("containerd.io/snapshot/remote/soci.size", layer.blob.size().to_string()),
+        (LAYER_SIZES, sizes),
+        ("containerd.io/snapshot/remote/soci.index.digest", index.to_string()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
+}
+
+/// A comma list as long as containerd's limit on labels allows.
+fn joined(key: &str, items: impl Iterator<Item = String>) -> String {
+    let mut list = String::new();
+    for item in items {
+        let longer = if list.is_empty() { item } else { format!("{list},{item}") };
+        if !labels::fits(key, &longer) {
+            break;
+        }
+        list = longer;
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::image::MediaType;
+    use soci_index::digest_of;
+
+    fn layer(n: usize) -> Layer {
+        let digest = digest_of(n.to_string().as_bytes());
+        Layer {
+            blob: Descriptor::new(MediaType::ImageLayerGzip, 1000 + n as u64, digest.clone()),
+            diff_id: digest.clone(),
+            chain_id: digest,
+        }
+    }
+
+    #[test]
+    fn labels_name_this_layer_and_the_later_ones() {
+        let layers: Vec<Layer> = (0..200).map(layer).collect();
+        let reference = Reference::parse("localhost:5000/a:1").unwrap();
+        let manifest = layers[7].blob.clone();
+        let labels = lazy_labels(&reference, &manifest, &layers[3], &layers[3..], &digest_of(b"index"));
+        assert!(labels.iter().all(|(key, value)| labels::fits(key, value)));
+        let list = &labels["containerd.io/snapshot/cri.image-layers"];
+        assert!(list.starts_with(&format!("{},{}", layers[3].blob.digest(), layers[4].blob.digest())));
+        assert!(list.len() > 3900 && !list.ends_with(','));
+        assert_eq!(labels["containerd.io/snapshot/remote/soci.size"], "1003");
+        assert!(labels["containerd.io/snapshot/remote/image.layers.size"].starts_with("1003,1004"));
+        assert_eq!(labels["containerd.io/snapshot.ref"], layers[3].chain_id.to_string());
+        assert_eq!(labels["containerd.io/snapshot/cri.image-ref"], "localhost:5000/a:1");
+        let last = lazy_labels(&reference, &manifest, &layers[199], &layers[199..], &digest_of(b"index"));
+        assert_eq!(last["containerd.io/snapshot/cri.image-layers"], layers[199].blob.digest().to_string());
+    }
 }

@@ -1,6 +1,6 @@
 //! `soci image tag`.
 
-use oci_spec::distribution::Reference;
+use oci_registry::Reference;
 use soci_store::{Image, StoreError};
 
 use crate::context::Context;
@@ -33,7 +33,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let source = images.get(&args.source).await?;
     for target in args.targets {
         if !args.skip_reference_check {
-            let _checked: Reference = target.parse().map_err(Error::command)?;
+            let _checked: Reference = Reference::parse(&target).map_err(Error::command)?;
         }
         let image = Image::new(target, source.target.clone(), source.labels.clone());
         match images.create(&image).await {
