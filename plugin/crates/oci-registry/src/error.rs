@@ -17,6 +17,12 @@ pub enum ClientError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A folder of `hosts.toml` files was given.
+    #[error("hosts.toml is not supported yet: {}", path.display())]
+    HostsDir {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The TLS configuration as a whole.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),

@@ -19,7 +19,8 @@ pub struct HostOptions {
     pub ca: Vec<PathBuf>,
     /// PEM files of a client certificate (chain) and its key, shown to registries but not to where they redirect.
     pub client_cert: Option<(PathBuf, PathBuf)>,
-    /// Folder of `hosts.toml` files in containerd's layout.
+    /// Folder of `hosts.toml` files in containerd's layout. Not read yet: a client refuses it, rather than going past a
+    /// mirror that somebody relies on.
     pub hosts_dir: Option<PathBuf>,
 }
 
@@ -70,6 +71,9 @@ impl Transport {
         user_agent: &str,
         connect_timeout: Duration,
     ) -> Result<Self, ClientError> {
+        if let Some(path) = &options.hosts_dir {
+            return Err(ClientError::HostsDir { path: path.clone() });
+        }
         let roots = tls::roots(options)?;
         let identity = tls::identity(options)?;
         let with_identity = tls::config(options, roots.clone(), identity)?;
