@@ -53,9 +53,14 @@ allow_services() {
 
 # need_cargo: a cargo that is as new as rust-version in Cargo.toml asks for.
 need_cargo() {
-    local wanted found
+    local wanted found home
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repository/Cargo.toml")
-    [[ $(type -t cargo) == file ]] || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    [[ -n $(type -P cargo) ]] || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    if [[ -z $(type -P cargo) && -n ${SUDO_USER:-} ]]; then
+        # Under sudo the toolchain is the user's.
+        home=$(getent passwd "$SUDO_USER" | cut -d : -f 6)
+        export PATH=$PATH:$home/.cargo/bin RUSTUP_HOME=${RUSTUP_HOME:-$home/.rustup}
+    fi
     found=$(cargo --version 2>/dev/null | cut -d ' ' -f 2) || true
     if [[ -z $found || $(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1) != "$wanted" ]]; then
         die "needs cargo $wanted or newer (${found:-none} found); get it with: curl https://sh.rustup.rs -sSf | sh -s -- -y && . \"\$HOME/.cargo/env\""

@@ -99,7 +99,7 @@ walk_row() { printf '| %s | %s s | %s s | %s s | %s |\n' "$1" "$2" "$3" "$(awk -
 # walk_machine: where the figures come from.
 walk_machine() {
     local commit
-    commit=$(git -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)
+    commit=$(git -c safe.directory="*" -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)
     printf 'Commit %s, registry on loopback; %s × %s, %s GiB, Linux %s, containerd %s.' "$commit" "$(nproc)" \
         "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(awk '/MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo)" \
         "$(uname -r)" "$(containerd --version | awk '{ print $3 }')"
