@@ -6,14 +6,19 @@
 mod args;
 mod command;
 mod connection;
+mod container;
 mod context;
 mod duration;
 mod error;
 mod image;
 mod interrupt;
+mod local_image;
 mod pull;
 mod registry;
+mod rootfs;
+mod spec;
 mod table;
+mod task;
 mod terminal;
 mod unpack;
 

@@ -167,6 +167,15 @@ pub enum RegistryError {
     /// A tag or repository that the caller made up is not valid.
     #[error("invalid reference")]
     Reference(#[from] ReferenceError),
+    /// The host's configuration is unusable.
+    #[error("cannot talk to {host}")]
+    Host {
+        /// The host.
+        host: String,
+        /// Why.
+        #[source]
+        source: Box<ClientError>,
+    },
 }
 
 impl RegistryError {
@@ -192,7 +201,8 @@ impl RegistryError {
             | Self::TooLarge { .. }
             | Self::NoPlatform { .. }
             | Self::Upload(_)
-            | Self::Reference(_) => false,
+            | Self::Reference(_)
+            | Self::Host { .. } => false,
         }
     }
 

@@ -26,8 +26,6 @@ const MAX_SLOTS: usize = 1024;
 const MAX_ANSWER: usize = 1 << 20;
 /// How long a token is good for, where the token server does not say (distribution's token specification).
 const DEFAULT_EXPIRY: Duration = Duration::from_secs(60);
-/// How long all sources of credentials together may take; helpers that ask a cloud take seconds.
-const CREDENTIALS_DEADLINE: Duration = Duration::from_secs(60);
 /// A token is renewed this long before it ends.
 const SLACK: Duration = Duration::from_secs(10);
 
@@ -243,13 +241,7 @@ impl Fetcher {
         generation: u64,
     ) -> Result<Authorization, Refusal> {
         let repository = &key.repository;
-        let asked = self.options.credentials.credentials(repository.host(), repository.name());
-        let credentials =
-            tokio::time::timeout(CREDENTIALS_DEADLINE, asked).await.map_err(|_| Refusal::Token {
-                host: repository.host().to_owned(),
-                reason: "the source of credentials did not answer in time".to_owned(),
-                transient: true,
-            })?;
+        let credentials = self.options.credentials.credentials(repository.host(), repository.name()).await;
         let anonymous = credentials.is_none();
         match challenge {
             Challenge::Basic => {

@@ -1,0 +1,340 @@
+//! One container from its making to its end, and what has to go when that end comes early.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use containerd_client::types::Mount;
+use oci_registry::Reference;
+use oci_registry::platform::Platform;
+use oci_spec::image::ImageConfiguration;
+use soci_store::labels::{self, Labels};
+use soci_store::{Containerd, Image, Lease, StoreError};
+
+use super::user::{self, Decision};
+use super::{Args, Source};
+use crate::container::{self, NewContainer, Snapshot};
+use crate::context::Context;
+use crate::error::{Error, one_line};
+use crate::local_image::{self, LocalImage};
+use crate::rootfs::{self, RootfsError};
+use crate::spec::user::{Accounts, ProcessUser};
+use crate::spec::{self, Request};
+use crate::task::signals::Signals;
+use crate::task::streams::Streams;
+use crate::task::terminal::RawTerminal;
+use crate::task::{ExitStatus, Task};
+use crate::terminal;
+use crate::unpack::{Prepared, Unpacker};
+
+/// Should we die, containerd lets go of what was half made after this time.
+const LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// containerd's label for the signal that asks the image's process to end.
+const STOP_SIGNAL: &str = "io.containerd.image.config.stop-signal";
+
+/// What this run has made so far, in the order of making.
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    context: &'a Context,
+    args: &'a Args,
+    id: String,
+    signals: Signals,
+    lease: Option<Lease>,
+    snapshot: Option<Snapshot>,
+    container: bool,
+    task: Option<Task>,
+    /// The process runs, or has run: what is left is the user's.
+    started: bool,
+}
+
+/// The image that a container is made from.
+struct RunImage {
+    record: Image,
+    local: LocalImage,
+    config: ImageConfiguration,
+}
+
+impl<'a> Session<'a> {
+    /// From here on signals do not end this process.
+    pub(super) fn new(context: &'a Context, args: &'a Args, id: String) -> Result<Self, Error> {
+        let signals = Signals::catch()
+            .map_err(|source| Error::Io { what: "cannot catch signals".to_owned(), source })?;
+        Ok(Self {
+            context,
+            args,
+            id,
+            signals,
+            lease: None,
+            snapshot: None,
+            container: false,
+            task: None,
+            started: false,
+        })
+    }
+
+    /// Makes the container, runs it, and stays until its process ends; `None` when detached.
+    pub(super) async fn run(
+        &mut self,
+        source: &Source,
+        request: Request,
+    ) -> Result<Option<ExitStatus>, Error> {
+        let lease = self.context.containerd().leases().create(LEASE).await?;
+        let containerd = self.context.containerd().with_lease(&lease);
+        self.lease = Some(lease);
+        let image = match source {
+            Source::Image(name) => Some(self.image(&containerd, name).await?),
+            _ => None,
+        };
+        let rootfs = match &image {
+            Some(image) => self.snapshot(&containerd, image).await?,
+            None => Vec::new(),
+        };
+        let spec = match source {
+            Source::SpecFile(path) => read_spec(path)?,
+            _ => {
+                let user = self.user(source, image.as_ref(), &rootfs).await?;
+                let namespace = self.context.namespace().as_str();
+                let config = image.as_ref().map(|image| &image.config);
+                let spec =
+                    spec::build(namespace, &self.id, config, &user, &request).map_err(Error::command)?;
+                serde_json::to_vec(&spec).map_err(Error::command)?
+            }
+        };
+        let new = NewContainer {
+            id: self.id.clone(),
+            image: image.as_ref().map(|image| image.record.name.clone()).unwrap_or_default(),
+            labels: image
+                .as_ref()
+                .map_or_else(|| self.args.labels(), |image| container_labels(image, self.args)),
+            runtime: self.args.runtime.clone(),
+            runtime_options: self.args.runtime_options(),
+            spec,
+            snapshot: self.snapshot.clone(),
+        };
+        container::create(&containerd, new).await?;
+        self.container = true;
+        self.end_lease().await;
+        self.process(rootfs).await
+    }
+
+    async fn image(&mut self, containerd: &Containerd, name: &str) -> Result<RunImage, Error> {
+        let record = find_image(containerd, name).await?;
+        let host = Platform::host();
+        let wanted = self.args.platform.as_ref().unwrap_or(&host);
+        let local = local_image::for_platform(containerd, &record, wanted).await.map_err(Error::command)?;
+        let config = local_image::config(containerd, &local.manifest).await.map_err(Error::command)?;
+        Ok(RunImage { record, local, config })
+    }
+
+    /// The container's own snapshot, on the image's, which is unpacked first where it is not.
+    async fn snapshot(&mut self, containerd: &Containerd, image: &RunImage) -> Result<Vec<Mount>, Error> {
+        let snapshotter = &self.args.snapshotter;
+        let parent = image.local.layers.last().map(|layer| layer.chain_id.to_string()).unwrap_or_default();
+        let top = Snapshot { snapshotter: snapshotter.clone(), key: parent.clone() };
+        if !parent.is_empty() && !top.exists(containerd).await? {
+            let unpacker = Unpacker::new(containerd.clone(), snapshotter);
+            let unpacked =
+                or_end(&mut self.signals, unpack(&unpacker, &image.local)).await.and_then(|done| done);
+            if let Err(error) = unpacked {
+                unpacker.abandon().await;
+                return Err(error);
+            }
+            let held = Labels::from([(labels::gc_ref_snapshot(snapshotter), parent.clone())]);
+            containerd.content().set_labels(image.local.manifest.config.digest(), held).await?;
+        }
+        let own = Snapshot { snapshotter: snapshotter.clone(), key: self.id.clone() };
+        let labels = self.args.snapshotter_label.iter().cloned().collect();
+        let mounts = own.prepare(containerd, &parent, labels).await?;
+        self.snapshot = Some(own);
+        Ok(mounts)
+    }
+
+    async fn user(
+        &mut self,
+        source: &Source,
+        image: Option<&RunImage>,
+        rootfs: &[Mount],
+    ) -> Result<ProcessUser, Error> {
+        let flag = self.args.user.as_ref().map(super::UserFlag::value);
+        let credentials = flag.filter(|flag| flag.as_credentials().is_some());
+        let mut accounts = self.accounts(source, rootfs).await?;
+        if let Err(error) = &accounts
+            && error.is_input_output()
+            && let (Some(flag), Some(image)) = (credentials, image)
+        {
+            // The image is lazy and its registry does not let the daemon in: then these may be what it waits for.
+            user::hand_over(self.context, &self.args.snapshotter, &image.record.name, flag).await;
+            accounts = self.accounts(source, rootfs).await?;
+        }
+        let accounts = accounts.map_err(Error::command)?;
+        let of_the_image = image.and_then(|image| image.config.config().as_ref()?.user().as_deref());
+        match (user::decide(flag, of_the_image, &accounts).map_err(Error::command)?, flag, image) {
+            (Decision::Process(user), ..) => Ok(user),
+            (Decision::Credentials(user), Some(flag), Some(image)) => {
+                let host = Reference::parse(&image.record.name).map(|reference| reference.host().to_owned());
+                let host = host.unwrap_or_else(|_| "the image's registry".to_owned());
+                terminal::notice(&format!(
+                    "--user names nobody in the image; it is taken as credentials for {host}"
+                ));
+                user::hand_over(self.context, &self.args.snapshotter, &image.record.name, flag).await;
+                Ok(user)
+            }
+            // Without an image there is no registry that credentials could be for.
+            (Decision::Credentials(_), Some(flag), None) => flag.resolve(&accounts).map_err(Error::command),
+            (Decision::Credentials(user), None, _) => Ok(user),
+        }
+    }
+
+    async fn accounts(
+        &mut self,
+        source: &Source,
+        rootfs: &[Mount],
+    ) -> Result<Result<Accounts, RootfsError>, Error> {
+        let directory = match source {
+            Source::Directory(path) => Some(path.clone()),
+            _ => None,
+        };
+        let mounts = rootfs.to_vec();
+        let looked = tokio::task::spawn_blocking(move || match directory {
+            Some(path) => rootfs::accounts_of_directory(&path),
+            None if mounts.is_empty() => Ok(Accounts::default()),
+            None => rootfs::accounts_of_snapshot(&mounts),
+        });
+        or_end(&mut self.signals, looked).await?.map_err(Error::command)
+    }
+
+    async fn process(&mut self, rootfs: Vec<Mount>) -> Result<Option<ExitStatus>, Error> {
+        let args = self.args;
+        let containerd = self.context.containerd().clone();
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |source| Error::Io { what, source }
+        };
+        // Before anything is made that would have to be taken back.
+        let raw = (args.tty && !args.detach).then(RawTerminal::enter).transpose().map_err(Error::command)?;
+        let streams =
+            Streams::new(&args.destination(), &args.fifo_dir, &self.id, args.tty).map_err(Error::command)?;
+        // An interrupted call may have made it all the same.
+        self.task = Some(Task::presumed(&containerd, &self.id));
+        let options = args.runtime_options();
+        let create = Task::create(&containerd, &self.id, rootfs, &streams, args.tty, options);
+        let task = or_end(&mut self.signals, create).await??;
+        self.task = Some(task.clone());
+        if let Some(file) = &args.pid_file {
+            write_pid(file, task.pid()).map_err(io("cannot write the pid file"))?;
+        }
+        if args.detach {
+            or_end(&mut self.signals, task.start()).await??;
+            self.started = true;
+            self.task = None;
+            streams.leave();
+            return Ok(None);
+        }
+        let mut copies = streams.copy().map_err(io("cannot start a thread"))?;
+        copies.task_is_there();
+        or_end(&mut self.signals, task.start()).await??;
+        self.started = true;
+        let status = task.attend(copies, &mut self.signals, args.tty).await?;
+        drop(raw);
+        task.delete().await?;
+        self.task = None;
+        Ok(Some(status))
+    }
+
+    async fn end_lease(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && let Err(error) = self.context.containerd().leases().delete(&lease).await
+        {
+            tracing::debug!(error = one_line(&error), "the lease ends by itself later");
+        }
+    }
+
+    /// Takes back what a run that never started has made; after one that did, what `--rm` asks for.
+    ///
+    /// # Errors
+    /// Something stays; the rest is tried all the same.
+    pub(super) async fn clean_up(mut self) -> Result<(), Error> {
+        let containerd = self.context.containerd();
+        let mut outcome: Result<(), StoreError> = Ok(());
+        let remove = !self.started || self.args.rm;
+        if remove {
+            if let Some(task) = &self.task {
+                outcome = outcome.and(task.abandon().await);
+            }
+            if self.container {
+                outcome = outcome.and(container::delete(containerd, &self.id).await);
+            }
+            if let Some(snapshot) = &self.snapshot {
+                outcome = outcome.and(snapshot.remove(containerd).await);
+            }
+        }
+        self.end_lease().await;
+        Ok(outcome?)
+    }
+}
+
+/// Waits, unless somebody wants us to end.
+async fn or_end<T>(signals: &mut Signals, future: impl Future<Output = T>) -> Result<T, Error> {
+    tokio::select! {
+        value = future => Ok(value),
+        _ = signals.end() => Err(Error::Interrupted),
+    }
+}
+
+/// The image with that very name, else with the name that it is short for.
+async fn find_image(containerd: &Containerd, name: &str) -> Result<Image, StoreError> {
+    let error = match containerd.images().get(name).await {
+        Err(error) if error.is_not_found() => error,
+        other => return other,
+    };
+    match Reference::parse(name).map(|reference| reference.to_string()) {
+        Ok(full) if full != name => containerd.images().get(&full).await.map_err(|_| error),
+        _ => Err(error),
+    }
+}
+
+async fn unpack(unpacker: &Unpacker, image: &LocalImage) -> Result<(), Error> {
+    let mut parent = None;
+    for layer in &image.layers {
+        match unpacker.prepare(layer, parent, Labels::new()).await? {
+            Prepared::Present => {}
+            Prepared::Active { key, mounts } => unpacker.fill(layer, key, mounts).await?,
+        }
+        parent = Some(&layer.chain_id);
+    }
+    Ok(())
+}
+
+/// The image's labels (its config's and its record's), then the command line's.
+fn container_labels(image: &RunImage, args: &Args) -> HashMap<String, String> {
+    let config = image.config.config().as_ref();
+    let mut all: HashMap<String, String> = HashMap::new();
+    all.extend(config.and_then(|config| config.labels().clone()).unwrap_or_default());
+    all.extend(image.record.labels.clone());
+    // containerd's collector would read these on a container too.
+    all.retain(|key, value| !key.starts_with("containerd.io/gc.") && labels::fits(key, value));
+    let stop = config.and_then(|config| config.stop_signal().clone()).filter(|signal| !signal.is_empty());
+    all.insert(STOP_SIGNAL.to_owned(), stop.unwrap_or_else(|| "SIGTERM".to_owned()));
+    all.extend(args.labels());
+    all
+}
+
+fn read_spec(path: &Path) -> Result<Vec<u8>, Error> {
+    let what = || format!("cannot read {}", path.display());
+    let bytes = std::fs::read(path).map_err(|source| Error::Io { what: what(), source })?;
+    let spec: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|source| Error::Io { what: what(), source: source.into() })?;
+    serde_json::to_vec(&spec).map_err(Error::command)
+}
+
+/// Whole or not at all: who waits for the file must not read half a number.
+fn write_pid(path: &Path, pid: u32) -> std::io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    write!(file, "{pid}")?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! A container record in containerd, with the snapshot that is its root file system.
+
+use std::collections::HashMap;
+
+use containerd_client::services::v1::container::Runtime;
+use containerd_client::services::v1::snapshots::{
+    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+};
+use containerd_client::services::v1::{Container, CreateContainerRequest, DeleteContainerRequest};
+use containerd_client::types::Mount;
+use prost_types::Any;
+use soci_store::{Containerd, StoreError};
+use std::time::Duration;
+
+/// containerd's type for the OCI runtime specification as JSON.
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// A snapshotter may have to mount what it was not asked for since a restart.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(120);
+
+/// A snapshot of one snapshotter.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) snapshotter: String,
+    pub(crate) key: String,
+}
+
+impl Snapshot {
+    /// Makes a writable snapshot on top of `parent` (a chain ID; empty for none).
+    ///
+    /// # Errors
+    /// There is one with that key, or the snapshotter refuses.
+    pub(crate) async fn prepare(
+        &self,
+        containerd: &Containerd,
+        parent: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<Mount>, StoreError> {
+        let containerd = containerd.with_deadline(SNAPSHOT_DEADLINE);
+        let request = containerd.request(PrepareSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: self.key.clone(),
+            parent: parent.to_owned(),
+            labels,
+        });
+        let mut client = containerd.snapshots_client();
+        Ok(containerd.call("snapshot", &self.key, client.prepare(request)).await?.mounts)
+    }
+
+    /// Whether it is there.
+    ///
+    /// # Errors
+    /// The snapshotter does not answer.
+    pub(crate) async fn exists(&self, containerd: &Containerd) -> Result<bool, StoreError> {
+        let request = containerd
+            .request(StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() });
+        let mut client = containerd.snapshots_client();
+        match containerd.call("snapshot", &self.key, client.stat(request)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes it; one that is gone is no error.
+    ///
+    /// # Errors
+    /// It is in use, or the snapshotter does not answer.
+    pub(crate) async fn remove(&self, containerd: &Containerd) -> Result<(), StoreError> {
+        let containerd = containerd.with_deadline(SNAPSHOT_DEADLINE);
+        let request = containerd
+            .request(RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() });
+        let mut client = containerd.snapshots_client();
+        match containerd.call("remove snapshot", &self.key, client.remove(request)).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+/// What a container record says.
+#[derive(Debug)]
+pub(crate) struct NewContainer {
+    pub(crate) id: String,
+    /// Name of the image; empty for none.
+    pub(crate) image: String,
+    pub(crate) labels: HashMap<String, String>,
+    pub(crate) runtime: String,
+    pub(crate) runtime_options: Option<Any>,
+    /// The runtime specification as JSON.
+    pub(crate) spec: Vec<u8>,
+    pub(crate) snapshot: Option<Snapshot>,
+}
+
+/// Records a container.
+///
+/// # Errors
+/// There is one with that ID, or containerd refuses.
+pub(crate) async fn create(containerd: &Containerd, new: NewContainer) -> Result<(), StoreError> {
+    let id = new.id.clone();
+    let (snapshotter, snapshot_key) =
+        new.snapshot.map(|snapshot| (snapshot.snapshotter, snapshot.key)).unwrap_or_default();
+    let container = Container {
+        id: new.id,
+        labels: new.labels,
+        image: new.image,
+        runtime: Some(Runtime { name: new.runtime, options: new.runtime_options }),
+        spec: Some(Any { type_url: SPEC_TYPE.to_owned(), value: new.spec }),
+        snapshotter,
+        snapshot_key,
+        ..Container::default()
+    };
+    let request = containerd.request(CreateContainerRequest { container: Some(container) });
+    let mut client = containerd.containers_client();
+    containerd.call("container", &id, client.create(request)).await.map(drop)
+}
+
+/// Deletes a container's record; one that is gone is no error.
+///
+/// # Errors
+/// It still has a task, or containerd does not answer.
+pub(crate) async fn delete(containerd: &Containerd, id: &str) -> Result<(), StoreError> {
+    let request = containerd.request(DeleteContainerRequest { id: id.to_owned() });
+    let mut client = containerd.containers_client();
+    match containerd.call("delete container", id, client.delete(request)).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}

@@ -1,0 +1,132 @@
+//! An image as containerd has it: its manifests and configs, read from the content store.
+
+use oci_registry::platform::{self, Platform};
+use oci_spec::image::{Descriptor, Digest, ImageConfiguration};
+use soci_store::{Containerd, Image, StoreError};
+use thiserror::Error;
+
+use crate::image::{Config, Document, ImageError, Layer, Manifest};
+
+/// Larger manifests and configs than this are not read, bytes.
+const MAX_SIZE: u64 = 16 << 20;
+
+/// An image index inside an index inside an index is still read, more is not.
+const MAX_DEPTH: usize = 3;
+
+/// One platform of an image.
+#[derive(Debug)]
+pub(crate) struct LocalImage {
+    /// The platform that its index or its config names.
+    pub(crate) platform: Platform,
+    /// The manifest's descriptor.
+    pub(crate) descriptor: Descriptor,
+    pub(crate) manifest: Manifest,
+    /// Layers with their chain IDs, lowest first.
+    pub(crate) layers: Vec<Layer>,
+}
+
+/// Why an image in containerd cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum LocalImageError {
+    #[error("image manifest for {platform}: not found")]
+    NoPlatform { platform: Platform },
+    #[error("{digest} is no image config")]
+    Config { digest: Digest, source: oci_spec::OciSpecError },
+    #[error("image indices are nested too deep")]
+    TooDeep,
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The image for this platform.
+///
+/// # Errors
+/// The image has no such platform, its content is not there, or it is no image.
+pub(crate) async fn for_platform(
+    containerd: &Containerd,
+    image: &Image,
+    wanted: &Platform,
+) -> Result<LocalImage, LocalImageError> {
+    let mut descriptor = image.target.clone();
+    for _ in 0..MAX_DEPTH {
+        match document(containerd, &descriptor).await? {
+            Document::Index(manifests) => {
+                descriptor = platform::choose(&manifests, wanted)
+                    .cloned()
+                    .ok_or_else(|| LocalImageError::NoPlatform { platform: wanted.clone() })?;
+            }
+            Document::Manifest(manifest) => {
+                let found = load(containerd, descriptor, *manifest).await?;
+                return if wanted.rank(&found.platform).is_some() {
+                    Ok(found)
+                } else {
+                    Err(LocalImageError::NoPlatform { platform: wanted.clone() })
+                };
+            }
+        }
+    }
+    Err(LocalImageError::TooDeep)
+}
+
+/// Every platform of the image, in the order of its index. Entries that are no images (attestations, SOCI indices) are left out.
+///
+/// # Errors
+/// As [`for_platform`].
+pub(crate) async fn all_platforms(
+    containerd: &Containerd,
+    image: &Image,
+) -> Result<Vec<LocalImage>, LocalImageError> {
+    let manifests = match document(containerd, &image.target).await? {
+        Document::Manifest(manifest) => {
+            return Ok(vec![load(containerd, image.target.clone(), *manifest).await?]);
+        }
+        Document::Index(manifests) => manifests,
+    };
+    let mut found = Vec::new();
+    for descriptor in manifests {
+        let attestation =
+            descriptor.platform().as_ref().is_some_and(|platform| platform.os().to_string() == "unknown");
+        if attestation || descriptor.artifact_type().is_some() {
+            continue;
+        }
+        if let Document::Manifest(manifest) = document(containerd, &descriptor).await?
+            && manifest.is_image()
+        {
+            found.push(load(containerd, descriptor, *manifest).await?);
+        }
+    }
+    Ok(found)
+}
+
+/// The config of an image, for who wants to run it.
+///
+/// # Errors
+/// It is not there, or is none.
+pub(crate) async fn config(
+    containerd: &Containerd,
+    manifest: &Manifest,
+) -> Result<ImageConfiguration, LocalImageError> {
+    let digest = manifest.config.digest();
+    let bytes = containerd.content().read_all(digest, MAX_SIZE).await?;
+    ImageConfiguration::from_reader(&*bytes)
+        .map_err(|source| LocalImageError::Config { digest: digest.clone(), source })
+}
+
+async fn document(containerd: &Containerd, descriptor: &Descriptor) -> Result<Document, LocalImageError> {
+    let bytes = containerd.content().read_all(descriptor.digest(), MAX_SIZE).await?;
+    Ok(Document::parse(descriptor.digest(), &bytes)?)
+}
+
+async fn load(
+    containerd: &Containerd,
+    descriptor: Descriptor,
+    manifest: Manifest,
+) -> Result<LocalImage, LocalImageError> {
+    let bytes = containerd.content().read_all(manifest.config.digest(), MAX_SIZE).await?;
+    let config = Config::parse(manifest.config.digest(), &bytes)?;
+    let platform = descriptor.platform().as_ref().map_or_else(|| config.platform(), Platform::from);
+    let layers = manifest.chain(descriptor.digest(), &config)?;
+    Ok(LocalImage { platform, descriptor, manifest, layers })
+}
