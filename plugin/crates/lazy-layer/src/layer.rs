@@ -280,6 +280,10 @@ impl Layer {
         &self.sources
     }
 
+    pub(crate) fn has_sources(&self) -> bool {
+        !self.sources.list().is_empty()
+    }
+
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
     }

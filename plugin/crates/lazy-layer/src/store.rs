@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
@@ -31,6 +32,9 @@ pub struct LayerStore {
     /// Layers that were opened, each with a lock for those who work on its directory.
     open: Mutex<HashMap<LayerKey, Arc<Place>>>,
 }
+
+/// How long `remove_unused` waits for the engine to let go of layers that have no source any more, altogether.
+const RELEASE: Duration = Duration::from_secs(1);
 
 /// One layer's place: held while its directory is made, opened or removed.
 #[derive(Debug, Default)]
@@ -96,6 +100,7 @@ impl LayerStore {
     /// freed. A layer that cannot be removed is logged and left for the next time. Blocking.
     pub fn remove_unused(&self, keep: &HashSet<LayerKey>) -> Result<u64, FileError> {
         let mut freed = 0u64;
+        let patience = Instant::now() + RELEASE;
         for name in names(&self.layers)? {
             let Some(key) = LayerKey::from_directory_name(&name).filter(|key| !keep.contains(key)) else {
                 continue;
@@ -103,7 +108,7 @@ impl LayerStore {
             let place = self.place(&key);
             // Somebody who works on it needs it.
             let Some(current) = place.0.try_lock() else { continue };
-            if current.strong_count() > 0 {
+            if !released(&current, patience) {
                 continue;
             }
             let bytes = directory::disk_use(&self.layers.join(&name));
@@ -204,6 +209,18 @@ impl LayerStore {
         let waited = self.engine.options.lock_timeout;
         place.0.try_lock_for(waited).ok_or_else(|| OpenLayerError::Busy { key: key.clone(), waited })
     }
+}
+
+/// Whether nobody holds the layer. The engine lets go of a layer a moment after its last source was detached: that moment is waited for.
+fn released(layer: &Weak<Layer>, patience: Instant) -> bool {
+    while let Some(held) = layer.upgrade() {
+        if held.has_sources() || Instant::now() > patience {
+            return false;
+        }
+        drop(held);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
 }
 
 /// The names in a directory; those that are no text are none of ours.

@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use lazy_layer::{BlobSource, OpenLayerError};
+use lazy_layer::{BlobSource, OpenLayerError, ReadError};
 
-use crate::bed::{Bed, Source, asked_for, read, read_all, spans_of};
+use crate::bed::{Bed, Fault, Source, ask, asked_for, nid, read, read_all, spans_of};
 use crate::making::{Made, Shape};
 
 fn made() -> Made {
@@ -221,6 +221,19 @@ fn unused_layers_free_the_disk() {
     assert!(bed.store.open_layer(&third.key()).unwrap().is_some());
     read_all(&held, &first);
     assert_eq!(bed.store.keys().unwrap().len(), 2);
+}
+
+#[test]
+fn a_layer_whose_fetch_hung_when_it_went_frees_the_disk_at_once() {
+    let made = made();
+    let bed = Bed::new();
+    let (layer, source, attachment) = bed.lazy(&made);
+    source.set(Fault::Hang);
+    let hung = ask(&layer, nid(&layer, a_file(&made)), 0, 10);
+    drop((layer, attachment));
+    assert!(bed.store.remove_unused(&HashSet::new()).unwrap() > 0);
+    assert!(matches!(hung.wait(), Err(ReadError::NoSource { .. })));
+    assert!(!bed.directory(&made).exists());
 }
 
 #[test]

@@ -75,6 +75,20 @@ fn a_forged_row_makes_that_file_unreadable_and_no_other() {
 }
 
 #[test]
+fn the_truth_in_other_words_is_no_lie() {
+    let honest = made(Shape::Gzip);
+    let other = honest.with_ztoc(|ztoc| {
+        let victim = entry(ztoc, "victim");
+        assert_eq!(victim.mod_time, b"2020-09-13T12:26:40Z");
+        victim.mod_time = b"2020-09-13T08:26:40-04:00".to_vec();
+        victim.user_name = b"somebody".to_vec();
+    });
+    let bed = Bed::new();
+    let (layer, _source, _attachment) = bed.lazy(&other);
+    read_all(&layer, &other);
+}
+
+#[test]
 fn a_forged_hard_link_makes_its_file_unreadable_when_it_is_seen() {
     let mut tar = tar::Builder::new(Vec::new());
     append(&mut tar, "harmless", 0o755, b"echo hello");
@@ -149,7 +163,7 @@ fn garbage_is_refused() {
     key.layer = format!("sha512:{}", "0".repeat(128)).parse().unwrap();
     assert!(matches!(bed.store.create_layer(&key, b"else"), Err(CreateError::Key(_))));
     let mut random = Random::seeded("garbage_is_refused");
-    for _ in 0..300 {
+    for _ in 0..100 {
         let mut bytes = honest.ztoc_bytes.clone();
         for _ in 0..=random.below(4) {
             let at = random.below(bytes.len() as u64) as usize;
