@@ -3,6 +3,7 @@
 mod index;
 mod lease;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,13 +12,14 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_registry::platform::Platform;
 use oci_registry::{Client, FetchedManifest, Reference, RegistryError};
 use oci_spec::image::{Descriptor, Digest};
+use parking_lot::Mutex;
 use soci_store::labels::{self, Labels};
 use soci_store::{Containerd, StoreError};
 use tokio::sync::Semaphore;
 
 pub(crate) use self::index::{FoundIndex, IndexOutcome};
 pub(crate) use self::lease::under_lease;
-use crate::error::Error;
+use crate::error::{Error, one_line};
 use crate::image::{Config, Document, ImageError, Layer, Manifest, short};
 use crate::terminal::Progress;
 
@@ -34,6 +36,8 @@ pub(crate) struct Puller {
     reference: Reference,
     progress: Progress,
     downloads: Arc<Semaphore>,
+    /// Blobs that are being written.
+    arriving: Arc<Mutex<HashSet<Digest>>>,
 }
 
 /// An image for one platform, its manifest and config in containerd's content store.
@@ -59,7 +63,8 @@ impl Puller {
         downloads: usize,
     ) -> Puller {
         let downloads = if downloads == 0 { DEFAULT_DOWNLOADS } else { downloads };
-        Puller { containerd, client, reference, progress, downloads: Arc::new(Semaphore::new(downloads)) }
+        let downloads = Arc::new(Semaphore::new(downloads));
+        Puller { containerd, client, reference, progress, downloads, arriving: Arc::default() }
     }
 
     /// The reference that is pulled.
@@ -187,8 +192,21 @@ impl Puller {
         })
         .try_flatten()
         .boxed();
-        self.containerd.content().write(None, blob, labels, body).await?;
-        Ok(())
+        self.arriving.lock().insert(blob.digest().clone());
+        let outcome = self.containerd.content().write(None, blob, labels, body).await;
+        // Not reached where the pull is interrupted: that is what it is for.
+        self.arriving.lock().remove(blob.digest());
+        Ok(outcome?)
+    }
+
+    /// Drops what an interrupted pull has half written.
+    pub(crate) async fn abandon(&self) {
+        let digests: Vec<Digest> = self.arriving.lock().iter().cloned().collect();
+        for digest in digests {
+            if let Err(error) = self.containerd.content().abort(&digest).await {
+                tracing::warn!(%digest, error = one_line(&error), "half a download stays until it expires");
+            }
+        }
     }
 
     /// Stores bytes that are here already.

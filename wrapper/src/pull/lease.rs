@@ -5,7 +5,7 @@ use std::time::Duration;
 use soci_store::Containerd;
 
 use crate::error::{Error, one_line};
-use crate::interrupt::unless_interrupted;
+use crate::interrupt::Interrupts;
 
 /// Should we be killed, the lease ends by itself.
 const EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -19,10 +19,12 @@ where
     W: Future<Output = Result<T, Error>>,
     C: AsyncFnOnce(),
 {
+    // Before the lease: a Ctrl-C in between would leave it behind.
+    let mut interrupts = Interrupts::listen()?;
     let leases = containerd.leases();
     let lease = leases.create(EXPIRY).await?;
     let (work, clean_up) = work(containerd.with_lease(&lease));
-    let outcome = unless_interrupted(work).await;
+    let outcome = interrupts.unless(work).await;
     clean_up().await;
     if let Err(error) = leases.delete(&lease).await {
         tracing::warn!(lease = lease.id(), error = one_line(&error), "the lease stays until it expires");

@@ -196,10 +196,9 @@ impl ContentStore {
             Ok(()) => Ok(()),
             Err(StoreError::AlreadyExists { .. }) => self.set_labels(descriptor.digest(), labels).await,
             Err(error) => {
-                let reference = writer.reference().to_owned();
                 drop(writer);
-                if let Err(abort) = self.abort(&reference).await {
-                    tracing::debug!(reference, error = %abort, "half-written content stays until it expires");
+                if let Err(abort) = self.abort(descriptor.digest()).await {
+                    tracing::debug!(digest = %descriptor.digest(), error = %abort, "half-written content stays until it expires");
                 }
                 Err(error)
             }
@@ -265,12 +264,19 @@ impl ContentStore {
         writer::open(&self.containerd, lease, descriptor).await
     }
 
-    async fn abort(&self, reference: &str) -> Result<(), StoreError> {
+    /// Drops what an interrupted [`ContentStore::write`] of this blob has left; nothing there is no error.
+    ///
+    /// containerd does not ask whether somebody is still writing: only for who knows that it was their own.
+    ///
+    /// # Errors
+    /// containerd refused or did not answer.
+    pub async fn abort(&self, digest: &Digest) -> Result<(), StoreError> {
+        let reference = writer::reference(digest);
         let mut client = self.containerd.content_client();
         // The server gives the ingest up when it sees our stream end, which may be a moment later.
         for _ in 0..10 {
-            let request = self.containerd.request(AbortRequest { r#ref: reference.to_owned() });
-            match self.containerd.call("abort", reference, client.abort(request)).await {
+            let request = self.containerd.request(AbortRequest { r#ref: reference.clone() });
+            match self.containerd.call("abort", &reference, client.abort(request)).await {
                 Err(StoreError::Unavailable { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
                 Err(StoreError::NotFound { .. }) => return Ok(()),
                 other => return other,
@@ -320,18 +326,23 @@ impl ContentStore {
     /// # Errors
     /// A malformed filter, or containerd does not answer.
     pub async fn list(&self, filters: &[String]) -> Result<Vec<ContentInfo>, StoreError> {
-        const OPERATION: &str = "list content";
+        const OPERATION: &str = "list content of namespace";
+        let namespace = self.containerd.namespace().as_str();
         let request = self.containerd.request(ListContentRequest { filters: filters.to_vec() });
         let mut client = self.containerd.content_client();
-        let mut stream = self.containerd.call(OPERATION, "", client.list(request)).await?;
+        let mut stream = self.containerd.call(OPERATION, namespace, client.list(request)).await?;
         let limit = self.containerd.deadline();
         let mut found = Vec::new();
         loop {
             let message = match tokio::time::timeout(limit, stream.message()).await {
                 Ok(Ok(message)) => message,
-                Ok(Err(status)) => return Err(StoreError::from_status(OPERATION, "", &status)),
+                Ok(Err(status)) => return Err(StoreError::from_status(OPERATION, namespace, &status)),
                 Err(_) => {
-                    return Err(StoreError::Deadline { operation: OPERATION, subject: String::new(), limit });
+                    return Err(StoreError::Deadline {
+                        operation: OPERATION,
+                        subject: namespace.to_owned(),
+                        limit,
+                    });
                 }
             };
             let Some(message) = message else { return Ok(found) };

@@ -108,10 +108,13 @@ impl Images {
     /// # Errors
     /// A malformed filter, or containerd does not answer.
     pub async fn list(&self, filters: &[String]) -> Result<Vec<Image>, StoreError> {
-        const OPERATION: &str = "list images";
+        const OPERATION: &str = "list images of namespace";
         let request = self.containerd.request(ListImagesRequest { filters: filters.to_vec() });
         let mut client = self.containerd.images_client();
-        let response = self.containerd.call(OPERATION, "", client.list(request)).await?;
+        let response = self
+            .containerd
+            .call(OPERATION, self.containerd.namespace().as_str(), client.list(request))
+            .await?;
         response.images.into_iter().map(|image| Image::from_wire(OPERATION, image)).collect()
     }
 

@@ -40,12 +40,15 @@ impl Leases {
     /// # Errors
     /// containerd refused or did not answer.
     pub async fn create(&self, expiry: Duration) -> Result<Lease, StoreError> {
-        const OPERATION: &str = "create lease";
+        const OPERATION: &str = "create lease in namespace";
         let end = Timestamp::now().checked_add(expiry).unwrap_or(Timestamp::MAX);
         let labels = HashMap::from([(labels::GC_EXPIRE.to_owned(), end.to_string())]);
         let request = self.containerd.request(CreateRequest { id: String::new(), labels });
         let mut client = self.containerd.leases_client();
-        let response = self.containerd.call(OPERATION, "", client.create(request)).await?;
+        let response = self
+            .containerd
+            .call(OPERATION, self.containerd.namespace().as_str(), client.create(request))
+            .await?;
         match response.lease {
             Some(lease) if !lease.id.is_empty() && lease.id.is_ascii() => Ok(Lease { id: lease.id }),
             _ => Err(StoreError::Malformed {

@@ -69,8 +69,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
         let unpacker = Unpacker::new(containerd.clone(), &args.snapshotter);
         let downloads = args.max_concurrent_downloads;
         let puller = Puller::new(containerd, client, reference, Progress::new(), downloads);
-        let pull = Pull { args: &args, puller, unpacker: unpacker.clone() };
-        (async move { pull.run(&platforms).await }, async move || unpacker.abandon().await)
+        let abandoned = (unpacker.clone(), puller.clone());
+        let pull = Pull { args: &args, puller, unpacker };
+        (async move { pull.run(&platforms).await }, async move || {
+            abandoned.0.abandon().await;
+            abandoned.1.abandon().await;
+        })
     })
     .await
 }

@@ -12,7 +12,7 @@ use soci_store::ContentStore;
 use crate::context::Context;
 use crate::error::Error;
 use crate::image::{Document, is_foreign, short};
-use crate::interrupt::unless_interrupted;
+use crate::interrupt::Interrupts;
 use crate::registry::RegistryArgs;
 use crate::terminal::Progress;
 
@@ -72,11 +72,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let client = args.registry.client(&reference, credentials.as_ref())?;
     let content = context.containerd().content();
     let pusher = Pusher { client, content, reference, progress: Progress::new(), args: &args };
-    unless_interrupted(async {
+    let push = async {
         let target = target(&args, context, &pusher).await?;
         pusher.push(&target).await
-    })
-    .await
+    };
+    Interrupts::listen()?.unless(push).await
 }
 
 /// What is to be pushed: a manifest or list.

@@ -63,8 +63,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
         let unpacker = Unpacker::new(containerd.clone(), &args.snapshotter);
         let downloads = args.max_concurrent_downloads;
         let puller = Puller::new(containerd, client, reference, Progress::new(), downloads);
-        let pull = Pull { args: &args, context, puller, unpacker: unpacker.clone(), credentials };
-        (async move { pull.run(&platform).await }, async move || unpacker.abandon().await)
+        let abandoned = (unpacker.clone(), puller.clone());
+        let pull = Pull { args: &args, context, puller, unpacker, credentials };
+        (async move { pull.run(&platform).await }, async move || {
+            abandoned.0.abandon().await;
+            abandoned.1.abandon().await;
+        })
     })
     .await
 }

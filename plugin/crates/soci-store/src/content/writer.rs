@@ -36,7 +36,6 @@ pub enum OpenedWriter {
 pub struct ContentWriter {
     requests: mpsc::Sender<WriteContentRequest>,
     responses: Streaming<WriteContentResponse>,
-    reference: String,
     subject: String,
     total: i64,
     offset: i64,
@@ -73,7 +72,7 @@ async fn open_once(
     descriptor: &Descriptor,
 ) -> Result<ContentWriter, StoreError> {
     let subject = descriptor.digest().to_string();
-    let reference = format!("soci-{subject}");
+    let reference = reference(descriptor.digest());
     let total = i64::try_from(descriptor.size()).map_err(|_| StoreError::Mismatch {
         digest: subject.clone(),
         what: "too large for containerd".to_owned(),
@@ -82,7 +81,7 @@ async fn open_once(
     let (requests, receiver) = mpsc::channel(1);
     let opening = WriteContentRequest {
         action: WriteAction::Stat.into(),
-        r#ref: reference.clone(),
+        r#ref: reference,
         total,
         expected: subject.clone(),
         ..WriteContentRequest::default()
@@ -93,9 +92,14 @@ async fn open_once(
     let request = containerd.request_under(lease, ReceiverStream::new(receiver));
     let responses = containerd.call(OPERATION, &subject, client.write(request)).await?;
     let deadline = containerd.deadline();
-    let mut writer = ContentWriter { requests, responses, reference, subject, total, offset: 0, deadline };
+    let mut writer = ContentWriter { requests, responses, subject, total, offset: 0, deadline };
     writer.answer().await?;
     Ok(writer)
+}
+
+/// The name of a blob's ingest: ours, so that other programs' are never in the way.
+pub(super) fn reference(digest: &Digest) -> String {
+    format!("soci-{digest}")
 }
 
 fn closed(subject: &str) -> StoreError {
@@ -107,12 +111,6 @@ fn closed(subject: &str) -> StoreError {
 }
 
 impl ContentWriter {
-    /// containerd's name for the ingest.
-    #[must_use]
-    pub fn reference(&self) -> &str {
-        &self.reference
-    }
-
     /// Appends at most 16 MiB; the first piece replaces what an earlier, broken ingest may have left.
     ///
     /// # Errors
