@@ -1,1 +1,290 @@
-//! Being built.
+//! From an image's layer to a layer file: the index, the zTOC in it, and the file made from that.
+//!
+//! Nobody asks twice at the same time ([`flights`]), nothing is remembered for long, and "there is no index" is an outcome, not an error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazy_layer::{Attachment, BlobSource, Layer, LayerKey, LayerStore};
+use oci_registry::{Reference, Repository};
+use oci_spec::image::Digest;
+use soci_store::Containerd;
+
+mod content;
+mod flights;
+mod index;
+mod registries;
+mod source;
+
+pub use registries::Registries;
+
+use crate::snapshot::LazyRecord;
+use crate::snapshot::labels::LayerRequest;
+use content::{Origin, What, fetch};
+use flights::Flights;
+use index::{FoundIndex, ImageKey, IndexOutcome};
+use source::RegistryBlob;
+
+/// How long a question goes on being looked into when nobody waits for it any more.
+const FLIGHT: Duration = Duration::from_secs(30);
+/// How long a found index is believed to be the newest.
+const FOUND_TTL: Duration = Duration::from_secs(60);
+/// Layers that are being made at the same time, at most, before the oldest one's waiters are told to look for themselves.
+const LAYER_FLIGHTS: usize = 1024;
+
+/// How to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Looks for v1 indices among the referrers.
+    pub v1: bool,
+    /// Looks for v2 indices in the manifest's annotations.
+    pub v2: bool,
+    /// How long an index may take.
+    pub resolve_deadline: Duration,
+    /// How long the layer may take after that.
+    pub mount_deadline: Duration,
+    /// How long containerd may take.
+    pub containerd_deadline: Duration,
+    /// How long "no index" and failures are believed.
+    pub negative_ttl: Duration,
+    /// Images remembered.
+    pub images: usize,
+    /// Largest zTOC, bytes.
+    pub max_ztoc_bytes: u64,
+}
+
+/// Finds what a layer is made of.
+#[derive(Debug)]
+pub struct Resolver {
+    options: Options,
+    registries: Arc<Registries>,
+    /// Any namespace's; `None` where containerd is not used.
+    containerd: Option<Containerd>,
+    layers: Arc<LayerStore>,
+    images: Flights<ImageKey, IndexOutcome>,
+    making: Flights<(Option<String>, LayerKey), Result<Arc<Layer>, Arc<str>>>,
+}
+
+/// What a layer can become.
+#[derive(Debug)]
+pub enum Resolution {
+    /// A layer file with its source.
+    Lazy(ResolvedLayer),
+    /// The index has nothing for it.
+    NoZtoc(String),
+    /// The image has no index.
+    NoIndex(String),
+    /// Whether it has one could not be found out in time.
+    NoAnswer(String),
+    /// The index is there, but its zTOC is not, or is of no use.
+    Unusable(String),
+}
+
+/// A layer file that can be mounted.
+#[derive(Debug)]
+pub struct ResolvedLayer {
+    /// The file.
+    pub layer: Arc<Layer>,
+    /// Keeps the registry attached to it.
+    pub source: Attachment,
+    /// What to keep, so that it can be mounted again.
+    pub record: LazyRecord,
+}
+
+// === impl Resolver ===
+
+impl Resolver {
+    /// Over these stores.
+    #[must_use]
+    pub fn new(
+        options: Options,
+        registries: Arc<Registries>,
+        containerd: Option<Containerd>,
+        layers: Arc<LayerStore>,
+    ) -> Arc<Resolver> {
+        Arc::new(Resolver {
+            options,
+            registries,
+            containerd: containerd.map(|containerd| containerd.with_deadline(options.containerd_deadline)),
+            layers,
+            images: Flights::new(options.images),
+            making: Flights::new(LAYER_FLIGHTS),
+        })
+    }
+
+    /// Finds a layer's file, making it where need be. Within the resolve deadline for the index and the mount deadline for the rest.
+    pub async fn resolve(self: &Arc<Self>, namespace: Option<&str>, request: &LayerRequest) -> Resolution {
+        let reference = match Reference::parse(&request.image) {
+            Ok(reference) => reference,
+            Err(error) => {
+                return Resolution::NoIndex(format!(
+                    "unable to fetch SOCI artifacts: image reference: {}",
+                    crate::telemetry::chain(&error)
+                ));
+            }
+        };
+        let key = ImageKey {
+            namespace: namespace.map(str::to_owned),
+            repository: reference.repository().clone(),
+            manifest: request.manifest.clone(),
+            explicit: request.index.clone(),
+        };
+        let found = match self.index_of(key).await {
+            Some(IndexOutcome::Found(found)) => found,
+            Some(IndexOutcome::Absent(reason)) => {
+                return Resolution::NoIndex(format!("unable to fetch SOCI artifacts: {reason}"));
+            }
+            Some(IndexOutcome::Failed(reason)) => {
+                return Resolution::NoAnswer(format!("unable to fetch SOCI artifacts: {reason}"));
+            }
+            None => {
+                return Resolution::NoAnswer(format!(
+                    "unable to fetch SOCI artifacts: no answer within {:?}",
+                    self.options.resolve_deadline
+                ));
+            }
+        };
+        let failed =
+            |reason: &str| format!("failed to resolve layer {:?} from {:?}: {reason}", request.layer.to_string(), request.image);
+        let Some(ztoc) = found.index.ztoc_for_layer(&request.layer) else {
+            let reason = format!("skipping mounting layer {} as FUSE mount: no ztoc for layer", request.layer);
+            return Resolution::NoZtoc(failed(&reason));
+        };
+        if !soci_index::is_sha256(ztoc.digest()) {
+            return Resolution::Unusable(failed("the ztoc's digest is not SHA-256"));
+        }
+        let layer = LayerKey { layer: request.layer.clone(), ztoc: ztoc.digest().clone() };
+        match self.layer(namespace, reference.repository(), layer, Some(found)).await {
+            Ok(layer) => Resolution::Lazy(self.attached(layer, &reference, LazyRecord {
+                image: request.image.clone(),
+                manifest: request.manifest.to_string(),
+                layer: request.layer.to_string(),
+                ztoc: String::new(),
+                namespace: namespace.unwrap_or_default().to_owned(),
+            })),
+            Err(reason) => Resolution::Unusable(failed(&reason)),
+        }
+    }
+
+    /// The layer file of an earlier life: from disk, else made again from its zTOC.
+    ///
+    /// # Errors
+    /// In words.
+    pub async fn restore(self: &Arc<Self>, record: &LazyRecord) -> Result<ResolvedLayer, String> {
+        let reference = Reference::parse(&record.image).map_err(|error| crate::telemetry::chain(&error))?;
+        let digest = |text: &str| text.parse::<Digest>().map_err(|error| format!("{text:?}: {error}"));
+        let key = LayerKey { layer: digest(&record.layer)?, ztoc: digest(&record.ztoc)? };
+        let namespace = Some(record.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+        let layer = self.layer(namespace, reference.repository(), key, None).await?;
+        Ok(self.attached(layer, &reference, record.clone()))
+    }
+
+    /// Removes layer files that are neither in `keep` nor in use. Blocking.
+    pub fn sweep(&self, keep: &[LazyRecord]) {
+        let keys = keep.iter().filter_map(|record| {
+            Some(LayerKey { layer: record.layer.parse().ok()?, ztoc: record.ztoc.parse().ok()? })
+        });
+        match self.layers.remove_unused(&keys.collect()) {
+            Ok(0) => {}
+            Ok(bytes) => tracing::debug!(bytes, "layer files removed"),
+            Err(error) => {
+                tracing::warn!(error = crate::telemetry::chain(&error), "failed to remove layer files");
+            }
+        }
+    }
+
+    /// containerd's namespace, where there is one to ask.
+    pub(crate) fn containerd(&self, namespace: Option<&str>) -> Option<Containerd> {
+        let namespace = namespace?.parse().ok()?;
+        self.containerd.as_ref().map(|containerd| containerd.with_namespace(namespace))
+    }
+
+    /// The registry clients.
+    pub(crate) fn registries(&self) -> &Arc<Registries> {
+        &self.registries
+    }
+
+    async fn index_of(self: &Arc<Self>, key: ImageKey) -> Option<IndexOutcome> {
+        let negative = self.options.negative_ttl;
+        let ttl = move |outcome: &IndexOutcome| match outcome {
+            IndexOutcome::Found(_) => FOUND_TTL,
+            IndexOutcome::Absent(_) | IndexOutcome::Failed(_) => negative,
+        };
+        let this = Arc::clone(self);
+        let asked = key.clone();
+        self.images
+            .ask(key, self.options.resolve_deadline, ttl, move || async move {
+                tokio::time::timeout(FLIGHT, this.find_index(asked))
+                    .await
+                    .unwrap_or_else(|_| IndexOutcome::Failed(format!("no answer within {FLIGHT:?}")))
+            })
+            .await
+    }
+
+    async fn layer(
+        self: &Arc<Self>,
+        namespace: Option<&str>,
+        repository: &Repository,
+        key: LayerKey,
+        found: Option<Arc<FoundIndex>>,
+    ) -> Result<Arc<Layer>, String> {
+        let deadline = self.options.mount_deadline;
+        let this = Arc::clone(self);
+        let (namespace, repository) = (namespace.map(str::to_owned), repository.clone());
+        let digest = key.layer.clone();
+        let asked = (namespace.clone(), key.clone());
+        let made = self
+            .making
+            .ask(asked, deadline, |_| Duration::ZERO, move || async move {
+                let made = this.make(namespace, repository, key, found);
+                match tokio::time::timeout(deadline, made).await {
+                    Ok(made) => made.map_err(Arc::from),
+                    Err(_) => Err(Arc::from(format!("no layer within {deadline:?}"))),
+                }
+            })
+            .await;
+        match made {
+            Some(Ok(layer)) => Ok(layer),
+            Some(Err(reason)) => Err(reason.to_string()),
+            None => Err(format!("timeout waiting for layer {digest} to resolve")),
+        }
+    }
+
+    async fn make(
+        self: Arc<Self>,
+        namespace: Option<String>,
+        repository: Repository,
+        key: LayerKey,
+        found: Option<Arc<FoundIndex>>,
+    ) -> Result<Arc<Layer>, String> {
+        let open = {
+            let (layers, key) = (Arc::clone(&self.layers), key.clone());
+            tokio::task::spawn_blocking(move || layers.open_layer(&key)).await
+        };
+        match open.map_err(|_| "the daemon is stopping".to_owned())? {
+            Ok(Some(layer)) => return Ok(layer),
+            Ok(None) => {}
+            Err(error) => return Err(crate::telemetry::chain(&error)),
+        }
+        let containerd = self.containerd(namespace.as_deref());
+        let limit = self.options.max_ztoc_bytes;
+        let fetched = fetch(containerd.as_ref(), &self.registries, &repository, &key.ztoc, What::Blob, limit).await;
+        let (bytes, origin) = fetched.map_err(|error| format!("ztoc {}: {}", key.ztoc, crate::telemetry::chain(&error)))?;
+        if let (Some(found), Origin::Registry) = (found, origin) {
+            found.fetched(&key.ztoc, bytes.clone());
+        }
+        let layers = Arc::clone(&self.layers);
+        let made = tokio::task::spawn_blocking(move || layers.create_layer(&key, &bytes)).await;
+        made.map_err(|_| "the daemon is stopping".to_owned())?.map_err(|error| crate::telemetry::chain(&error))
+    }
+
+    fn attached(&self, layer: Arc<Layer>, reference: &Reference, record: LazyRecord) -> ResolvedLayer {
+        let blob: Arc<dyn BlobSource> = Arc::new(RegistryBlob {
+            registries: Arc::clone(&self.registries),
+            repository: reference.repository().clone(),
+            digest: layer.key().layer.clone(),
+        });
+        let record = LazyRecord { ztoc: layer.key().ztoc.to_string(), ..record };
+        ResolvedLayer { source: layer.attach(blob), layer, record }
+    }
+}
