@@ -1,9 +1,342 @@
-//! Being built.
+//! The daemon from its command line to its end: validate, compose, serve, drain.
 
 use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// Runs the program.
-pub fn main(_line: impl IntoIterator<Item = OsString>) -> ExitCode {
-    ExitCode::FAILURE
+use lazy_layer::{LayerStore, StoreOptions};
+use oci_registry::{Chain, ClientOptions, CredentialSource, DockerConfig, HostOptions};
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+mod lazy;
+mod notify;
+mod socket;
+
+use crate::args::{Args, Command, ConfigCommand};
+use crate::config::{Config, LoadError, count, or};
+use crate::credentials::{FromKeyring, Keyring};
+use crate::grpc::{OwnService, SnapshotsService};
+use crate::resolve::{self, Registries, Resolver};
+use crate::snapshot::overlay::OverlayOptions;
+use crate::snapshot::{self, SnapshotError, Snapshotter};
+use crate::telemetry;
+use crate::unpack::{self, Unpacker};
+use lazy::LazyBackend;
+use notify::notify;
+use socket::Socket;
+pub use socket::SocketError;
+
+/// What ends the program before it serves, or while it does.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Something that the system refused.
+    #[error("failed to {operation} {}", path.display())]
+    System {
+        /// What.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The root has what the Go program writes.
+    #[error(
+        "{} was written by the Go soci-snapshotter, whose snapshots this one cannot use. Remove its images (`ctr images rm` for those pulled with \
+         it) while it runs, stop it, and move the directory away; or give this daemon another --root",
+        .0.display()
+    )]
+    ForeignRoot(PathBuf),
+    /// The layer store.
+    #[error("failed to open the layer store")]
+    Layers(#[source] lazy_layer::OpenError),
+    /// The snapshots.
+    #[error("failed to open the snapshots")]
+    Snapshots(#[source] SnapshotError),
+    /// containerd's address.
+    #[error("content_store.containerd_address cannot be used")]
+    Containerd(#[source] soci_store::ConnectError),
+    /// The runtime or the signals.
+    #[error("failed to start")]
+    Runtime(#[source] io::Error),
+    /// overlayfs does not work below the root.
+    #[error("overlayfs does not work below {} (skip_check_snapshotter_supported starts the daemon all the same)", path.display())]
+    Overlay {
+        /// The root.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Serving failed.
+    #[error("failed to serve")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// Runs the program and returns how it ended. Errors go to stderr as plain text.
+pub fn main(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::parse_from_command_line(line) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and the version go to stdout and are no failure.
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "soci-snapshotter-grpc: {}", telemetry::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), DaemonError> {
+    let (file, asked_for) = args.config_file();
+    match args.command {
+        Some(Command::Config(ConfigCommand::Default)) => return print(&Config::default()),
+        Some(Command::Config(ConfigCommand::Dump)) => return print(&Config::load(file, asked_for)?),
+        None => {}
+    }
+    let config = Config::load(file, asked_for)?;
+    // Only a program that embeds this one has a subscriber already.
+    let _ = telemetry::init(args.log_level);
+    let runtime = Runtime::new().map_err(DaemonError::Runtime)?;
+    let result = runtime.block_on(serve(args, &config));
+    // What still runs waits for a registry, and nobody waits for it.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn print(config: &Config) -> Result<(), DaemonError> {
+    // A reader that went away is no failure.
+    let _ = io::stdout().write_all(config.to_toml(false).as_bytes());
+    Ok(())
+}
+
+async fn serve(args: &Args, config: &Config) -> Result<(), DaemonError> {
+    let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
+    let socket = Socket::open(&args.address)?;
+    let remove = socket.remove_later();
+    if config.general.disable_verification {
+        tracing::warn!("disable_verification is ignored: what a container reads is always verified");
+    }
+    let parts = compose(&args.root, config)?;
+    let restored = parts.snapshotter.restore().await.map_err(DaemonError::Snapshots)?;
+    if restored != snapshot::Restored::default() {
+        tracing::info!(
+            cleared = restored.cleared,
+            mounted = restored.mounted,
+            missing = restored.missing,
+            "remote snapshots restored"
+        );
+    }
+
+    socket.listener.set_nonblocking(true).map_err(DaemonError::Runtime)?;
+    let listener = tokio::net::UnixListener::from_std(socket.listener).map_err(DaemonError::Runtime)?;
+    let router = crate::grpc::router(
+        SnapshotsService::new(parts.snapshotter.clone()),
+        OwnService::new(parts.snapshotter.clone(), Arc::clone(&parts.keyring)),
+    );
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut server =
+        tokio::spawn(router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            // A sender that is gone means the same.
+            let _ = stopped.await;
+        }));
+    notify("READY=1");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %args.root.display(), "soci-snapshotter-grpc successfully started");
+
+    let served = tokio::select! {
+        name = signals.next() => {
+            tracing::info!(signal = name, "received signal; shutting down");
+            Ok(())
+        }
+        ended = &mut server => match ended {
+            Ok(Err(error)) => Err(DaemonError::Serve(error)),
+            Ok(Ok(())) | Err(_) => Ok(()),
+        },
+    };
+    notify("STOPPING=1");
+    drop(remove);
+    let _ = stop.send(());
+    let drained = tokio::time::timeout(config.drain_deadline(), async {
+        if !server.is_finished() {
+            let _ = server.await;
+        }
+    });
+    if drained.await.is_err() {
+        tracing::warn!("requests are still under way; going all the same");
+    }
+    if tokio::time::timeout(config.drain_deadline(), parts.snapshotter.unmount_all()).await.is_err() {
+        tracing::warn!("layers are still mounted; the next start clears them");
+    }
+    let layers = Arc::clone(&parts.layers);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || layers.close()).await {
+        tracing::warn!(error = telemetry::chain(&error), "layers will be checked again at the next start");
+    }
+    served
+}
+
+/// What a daemon is made of.
+struct Parts {
+    snapshotter: Snapshotter,
+    keyring: Arc<Keyring>,
+    layers: Arc<LayerStore>,
+}
+
+fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
+    let system = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |source| DaemonError::System { operation, path, source }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(system("make", root))?;
+    let root = &root.canonicalize().map_err(system("find", root))?;
+    if root.join("snapshotter/metadata.db").exists() {
+        return Err(DaemonError::ForeignRoot(root.clone()));
+    }
+    if !config.general.skip_check_snapshotter_supported {
+        check_overlay(root).map_err(|source| DaemonError::Overlay { path: root.clone(), source })?;
+    }
+    raise_descriptor_limit();
+
+    let keyring = Arc::new(Keyring::default());
+    let registries = Arc::new(Registries::new(client_options(config, &keyring), Arc::clone(&keyring)));
+    let address = Path::new(&config.content_store.containerd_address);
+    let channel =
+        soci_store::connect(address, config.containerd_deadline()).map_err(DaemonError::Containerd)?;
+    // The namespace is chosen anew for each request; this one only fills the place.
+    let containerd = "default".parse().ok().map(|namespace| soci_store::Containerd::new(channel, namespace));
+    let layers =
+        LayerStore::open(layer_options(root, config), Handle::current()).map_err(DaemonError::Layers)?;
+    let layers = Arc::new(layers);
+    let resolver = Resolver::new(resolve_options(config), registries, containerd, Arc::clone(&layers));
+    let overlay = OverlayOptions::of_this_system();
+    let unpacker = Arc::new(Unpacker::new(
+        unpack::Options {
+            at_once: count(config.limits.unpacks),
+            stall: config.unpack_stall(),
+            userxattr: overlay.userxattr,
+        },
+        Arc::clone(&resolver),
+    ));
+    let backend = LazyBackend { resolver, unpacker, mount_deadline: config.mount_deadline() };
+    let options = snapshot::Options {
+        min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
+        restores: count(config.limits.restores),
+        restore_deadline: config.resolve_deadline(),
+        overlay,
+    };
+    let snapshotter = Snapshotter::open(root, options, Arc::new(backend)).map_err(DaemonError::Snapshots)?;
+    Ok(Parts { snapshotter, keyring, layers })
+}
+
+fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientOptions {
+    let millis = |value, default| Duration::from_millis(u64::try_from(or(value, default)).unwrap_or(0));
+    let http = &config.http;
+    let docker: Arc<dyn CredentialSource> = Arc::new(DockerConfig::from_environment());
+    let handed: Arc<dyn CredentialSource> = Arc::new(FromKeyring(Arc::clone(keyring)));
+    let hosts_dir =
+        Some(PathBuf::from(&config.resolver.hosts_dir)).filter(|path| !path.as_os_str().is_empty());
+    ClientOptions {
+        connect_timeout: millis(http.dial_timeout_msec, 3_000),
+        header_timeout: millis(http.response_header_timeout_msec, 3_000),
+        retries: u32::try_from(or(http.max_retries, 8)).unwrap_or(0),
+        min_backoff: millis(http.min_wait_msec, 30),
+        max_backoff: millis(http.max_wait_msec, 300_000),
+        hosts: HostOptions { hosts_dir, ..HostOptions::default() },
+        credentials: Arc::new(Chain::new(vec![handed, docker])),
+        ..ClientOptions::default()
+    }
+}
+
+fn layer_options(root: &Path, config: &Config) -> StoreOptions {
+    let mut options = StoreOptions::new(root);
+    if config.limits.inflate_threads > 0 {
+        options.inflate_threads = count(config.limits.inflate_threads);
+    }
+    options.read_deadline = config.read_deadline();
+    options.max_fetches = count(config.limits.fetches).max(1);
+    options.lock_timeout = config.mount_deadline();
+    // Upstream counts what comes after the first download.
+    let again = config.blob.max_span_verification_retries;
+    if again > 0 {
+        options.span_attempts = u32::try_from(again).unwrap_or(u32::MAX).saturating_add(1);
+    }
+    options
+}
+
+fn resolve_options(config: &Config) -> resolve::Options {
+    resolve::Options {
+        v1: config.soci_v1.enable,
+        v2: config.soci_v2.enable,
+        resolve_deadline: config.resolve_deadline(),
+        mount_deadline: config.mount_deadline(),
+        containerd_deadline: config.containerd_deadline(),
+        negative_ttl: config.negative_ttl(),
+        images: count(or(config.general.resolve_result_entry, 256)),
+        max_ztoc_bytes: config.max_ztoc_bytes(),
+    }
+}
+
+/// Hundreds of mounts, each with its descriptors, are normal. What the system does not grant shows when it is needed.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// Makes an overlay below the root, as containerd will.
+fn check_overlay(root: &Path) -> io::Result<()> {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    let place = root.join(format!("overlay-check-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&place);
+    for name in ["lower", "upper", "work", "merged"] {
+        DirBuilder::new().recursive(true).mode(0o700).create(place.join(name))?;
+    }
+    let shown = place.display();
+    let options = format!("lowerdir={shown}/lower,upperdir={shown}/upper,workdir={shown}/work");
+    let options = std::ffi::CString::new(options)?;
+    let mounted =
+        mount("overlay", place.join("merged"), "overlay", MountFlags::empty(), Some(options.as_c_str()))
+            .map_err(io::Error::from)
+            .and_then(|()| Ok(unmount(place.join("merged"), UnmountFlags::DETACH)?));
+    let removed = std::fs::remove_dir_all(&place);
+    mounted.and(removed)
+}
+
+/// What makes the daemon stop.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupt",
+            _ = self.terminate.recv() => "terminated",
+        }
+    }
 }

@@ -62,8 +62,13 @@ pub struct Resolver {
     containerd: Option<Containerd>,
     layers: Arc<LayerStore>,
     images: Flights<ImageKey, IndexOutcome>,
-    making: Flights<(Option<String>, LayerKey), Result<Arc<Layer>, Arc<str>>>,
+    making: Flights<LayerQuestion, Made>,
 }
+
+/// Asked by namespace too, because that says which content store has the zTOC.
+type LayerQuestion = (Option<String>, LayerKey);
+/// A layer file, or in words why there is none.
+type Made = Result<Arc<Layer>, Arc<str>>;
 
 /// What a layer can become.
 #[derive(Debug)]
@@ -144,10 +149,16 @@ impl Resolver {
                 ));
             }
         };
-        let failed =
-            |reason: &str| format!("failed to resolve layer {:?} from {:?}: {reason}", request.layer.to_string(), request.image);
+        let failed = |reason: &str| {
+            format!(
+                "failed to resolve layer {:?} from {:?}: {reason}",
+                request.layer.to_string(),
+                request.image
+            )
+        };
         let Some(ztoc) = found.index.ztoc_for_layer(&request.layer) else {
-            let reason = format!("skipping mounting layer {} as FUSE mount: no ztoc for layer", request.layer);
+            let reason =
+                format!("skipping mounting layer {} as FUSE mount: no ztoc for layer", request.layer);
             return Resolution::NoZtoc(failed(&reason));
         };
         if !soci_index::is_sha256(ztoc.digest()) {
@@ -155,13 +166,17 @@ impl Resolver {
         }
         let layer = LayerKey { layer: request.layer.clone(), ztoc: ztoc.digest().clone() };
         match self.layer(namespace, reference.repository(), layer, Some(found)).await {
-            Ok(layer) => Resolution::Lazy(self.attached(layer, &reference, LazyRecord {
-                image: request.image.clone(),
-                manifest: request.manifest.to_string(),
-                layer: request.layer.to_string(),
-                ztoc: String::new(),
-                namespace: namespace.unwrap_or_default().to_owned(),
-            })),
+            Ok(layer) => Resolution::Lazy(self.attached(
+                layer,
+                &reference,
+                LazyRecord {
+                    image: request.image.clone(),
+                    manifest: request.manifest.to_string(),
+                    layer: request.layer.to_string(),
+                    ztoc: String::new(),
+                    namespace: namespace.unwrap_or_default().to_owned(),
+                },
+            )),
             Err(reason) => Resolution::Unusable(failed(&reason)),
         }
     }
@@ -235,13 +250,18 @@ impl Resolver {
         let asked = (namespace.clone(), key.clone());
         let made = self
             .making
-            .ask(asked, deadline, |_| Duration::ZERO, move || async move {
-                let made = this.make(namespace, repository, key, found);
-                match tokio::time::timeout(deadline, made).await {
-                    Ok(made) => made.map_err(Arc::from),
-                    Err(_) => Err(Arc::from(format!("no layer within {deadline:?}"))),
-                }
-            })
+            .ask(
+                asked,
+                deadline,
+                |_| Duration::ZERO,
+                move || async move {
+                    let made = this.make(namespace, repository, key, found);
+                    match tokio::time::timeout(deadline, made).await {
+                        Ok(made) => made.map_err(Arc::from),
+                        Err(_) => Err(Arc::from(format!("no layer within {deadline:?}"))),
+                    }
+                },
+            )
             .await;
         match made {
             Some(Ok(layer)) => Ok(layer),
@@ -268,14 +288,17 @@ impl Resolver {
         }
         let containerd = self.containerd(namespace.as_deref());
         let limit = self.options.max_ztoc_bytes;
-        let fetched = fetch(containerd.as_ref(), &self.registries, &repository, &key.ztoc, What::Blob, limit).await;
-        let (bytes, origin) = fetched.map_err(|error| format!("ztoc {}: {}", key.ztoc, crate::telemetry::chain(&error)))?;
+        let fetched =
+            fetch(containerd.as_ref(), &self.registries, &repository, &key.ztoc, What::Blob, limit).await;
+        let (bytes, origin) =
+            fetched.map_err(|error| format!("ztoc {}: {}", key.ztoc, crate::telemetry::chain(&error)))?;
         if let (Some(found), Origin::Registry) = (found, origin) {
             found.fetched(&key.ztoc, bytes.clone());
         }
         let layers = Arc::clone(&self.layers);
         let made = tokio::task::spawn_blocking(move || layers.create_layer(&key, &bytes)).await;
-        made.map_err(|_| "the daemon is stopping".to_owned())?.map_err(|error| crate::telemetry::chain(&error))
+        made.map_err(|_| "the daemon is stopping".to_owned())?
+            .map_err(|error| crate::telemetry::chain(&error))
     }
 
     fn attached(&self, layer: Arc<Layer>, reference: &Reference, record: LazyRecord) -> ResolvedLayer {

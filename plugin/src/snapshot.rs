@@ -28,6 +28,7 @@ mod tests;
 pub use backend::{Asked, Attempt, Backend, LazyMount};
 pub use clean::CleanError;
 pub use record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
+pub use restore::Restored;
 pub use tree::Tree;
 
 use filter::Filter;

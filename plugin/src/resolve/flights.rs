@@ -53,12 +53,18 @@ where
         F: Future<Output = V> + Send + 'static,
     {
         let mut flight = self.join(key, ttl, find);
-        let waited = tokio::time::timeout_at(flight.started + patience, flight.answer.wait_for(Option::is_some)).await;
+        let waited =
+            tokio::time::timeout_at(flight.started + patience, flight.answer.wait_for(Option::is_some)).await;
         // A sender that is gone without an answer has panicked.
         waited.ok()?.ok()?.as_ref().map(|answer| answer.value.clone())
     }
 
-    fn join<F>(&self, key: K, ttl: impl FnOnce(&V) -> Duration + Send + 'static, find: impl FnOnce() -> F) -> Flight<V>
+    fn join<F>(
+        &self,
+        key: K,
+        ttl: impl FnOnce(&V) -> Duration + Send + 'static,
+        find: impl FnOnce() -> F,
+    ) -> Flight<V>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -122,10 +128,15 @@ mod tests {
         let asked = Arc::new(AtomicUsize::new(0));
         let ask = || {
             let asked = Arc::clone(&asked);
-            flights.ask("k", 5 * SECOND, |_| SECOND, move || async move {
-                tokio::time::sleep(SECOND).await;
-                asked.fetch_add(1, Ordering::SeqCst)
-            })
+            flights.ask(
+                "k",
+                5 * SECOND,
+                |_| SECOND,
+                move || async move {
+                    tokio::time::sleep(SECOND).await;
+                    asked.fetch_add(1, Ordering::SeqCst)
+                },
+            )
         };
         let (a, b) = tokio::join!(ask(), ask());
         assert_eq!((a, b, ask().await), (Some(0), Some(0), Some(0)));
@@ -137,10 +148,15 @@ mod tests {
     async fn patience_is_counted_from_the_first_who_asked() {
         let flights = Flights::new(10);
         let ask = || {
-            flights.ask("k", 5 * SECOND, |_| Duration::ZERO, || async {
-                tokio::time::sleep(20 * SECOND).await;
-                7
-            })
+            flights.ask(
+                "k",
+                5 * SECOND,
+                |_| Duration::ZERO,
+                || async {
+                    tokio::time::sleep(20 * SECOND).await;
+                    7
+                },
+            )
         };
         let start = Instant::now();
         assert_eq!(ask().await, None);

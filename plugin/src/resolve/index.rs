@@ -81,10 +81,10 @@ impl Resolver {
     /// The explicit one, else the one that the manifest names (v2), else the newest of those that refer to it (v1).
     pub(super) async fn find_index(self: Arc<Self>, key: ImageKey) -> IndexOutcome {
         let outcome = self.look(&key).await;
-        if let IndexOutcome::Found(found) = &outcome {
-            if found.origin == Origin::Registry {
-                tokio::spawn(Arc::clone(&self).keep(key, Arc::clone(found)));
-            }
+        if let IndexOutcome::Found(found) = &outcome
+            && found.origin == Origin::Registry
+        {
+            tokio::spawn(Arc::clone(&self).keep(key, Arc::clone(found)));
         }
         outcome
     }
@@ -129,13 +129,19 @@ impl Resolver {
         }
     }
 
-    async fn by_annotation(&self, containerd: Option<&Containerd>, key: &ImageKey) -> Result<Arc<FoundIndex>, Missing> {
+    async fn by_annotation(
+        &self,
+        containerd: Option<&Containerd>,
+        key: &ImageKey,
+    ) -> Result<Arc<FoundIndex>, Missing> {
         tracing::debug!("checking for soci v2 index annotation");
         let fetched =
-            fetch(containerd, &self.registries, &key.repository, &key.manifest, What::Manifest, MAX_MANIFEST).await;
+            fetch(containerd, &self.registries, &key.repository, &key.manifest, What::Manifest, MAX_MANIFEST)
+                .await;
         let (bytes, _) = fetched.map_err(|error| Missing::of("image manifest", &key.manifest, &error))?;
         let manifest: ImageManifest = serde_json::from_slice(&bytes).unwrap_or_default();
-        let named = manifest.annotations.get(soci_index::ANNOTATION_INDEX_DIGEST).and_then(|text| text.parse().ok());
+        let named =
+            manifest.annotations.get(soci_index::ANNOTATION_INDEX_DIGEST).and_then(|text| text.parse().ok());
         let Some(digest) = named.filter(soci_index::is_sha256) else {
             tracing::debug!("soci v2 index annotation not found");
             return Err(Missing::Absent("no annotation".into()));
@@ -143,19 +149,29 @@ impl Resolver {
         tracing::debug!(%digest, "using soci v2 index annotation");
         // One that is named but gone is no reason not to look for a v1 index.
         let found = self.index_at(containerd, key, &digest).await?;
-        if found.index.version() == Version::V2 { Ok(found) } else { Err(Missing::Absent("not a v2 index".into())) }
+        if found.index.version() == Version::V2 {
+            Ok(found)
+        } else {
+            Err(Missing::Absent("not a v2 index".into()))
+        }
     }
 
-    async fn by_referrers(&self, containerd: Option<&Containerd>, key: &ImageKey) -> Result<Arc<FoundIndex>, Missing> {
+    async fn by_referrers(
+        &self,
+        containerd: Option<&Containerd>,
+        key: &ImageKey,
+    ) -> Result<Arc<FoundIndex>, Missing> {
         if let Some(containerd) = containerd {
             // Newest first already.
             let records = containerd.artifacts().list_indices().await.unwrap_or_default();
-            for record in records.iter().filter(|record| record.image_digest == key.manifest).take(MAX_CANDIDATES) {
-                if let Ok(found) = self.index_at(Some(containerd), key, &record.digest).await {
-                    if found.index.version() == Version::V1 {
-                        tracing::debug!(digest = %record.digest, "using soci v1 index of the content store");
-                        return Ok(found);
-                    }
+            for record in
+                records.iter().filter(|record| record.image_digest == key.manifest).take(MAX_CANDIDATES)
+            {
+                if let Ok(found) = self.index_at(Some(containerd), key, &record.digest).await
+                    && found.index.version() == Version::V1
+                {
+                    tracing::debug!(digest = %record.digest, "using soci v1 index of the content store");
+                    return Ok(found);
                 }
             }
         }
@@ -165,7 +181,11 @@ impl Resolver {
         let mut referrers = referrers.map_err(|error| failed(&error.into()))?;
         newest_first(&mut referrers);
         let mut missing = Missing::Absent("no referrers".into());
-        for descriptor in referrers.iter().filter(|descriptor| soci_index::is_sha256(descriptor.digest())).take(MAX_CANDIDATES) {
+        for descriptor in referrers
+            .iter()
+            .filter(|descriptor| soci_index::is_sha256(descriptor.digest()))
+            .take(MAX_CANDIDATES)
+        {
             match self.index_at(containerd, key, descriptor.digest()).await {
                 Ok(found) => {
                     tracing::debug!(digest = %descriptor.digest(), "using soci v1 index via referrers API");
@@ -179,12 +199,19 @@ impl Resolver {
         Err(missing)
     }
 
-    async fn index_at(&self, containerd: Option<&Containerd>, key: &ImageKey, digest: &Digest) -> Result<Arc<FoundIndex>, Missing> {
+    async fn index_at(
+        &self,
+        containerd: Option<&Containerd>,
+        key: &ImageKey,
+        digest: &Digest,
+    ) -> Result<Arc<FoundIndex>, Missing> {
         tracing::info!(%digest, "fetching SOCI artifacts using index descriptor");
-        let fetched = fetch(containerd, &self.registries, &key.repository, digest, What::Manifest, MAX_MANIFEST).await;
+        let fetched =
+            fetch(containerd, &self.registries, &key.repository, digest, What::Manifest, MAX_MANIFEST).await;
         let (bytes, origin) = fetched.map_err(|error| Missing::of("SOCI index", digest, &error))?;
-        let index = SociIndex::parse(&bytes)
-            .map_err(|error| Missing::Absent(format!("SOCI index {digest}: {}", crate::telemetry::chain(&error))))?;
+        let index = SociIndex::parse(&bytes).map_err(|error| {
+            Missing::Absent(format!("SOCI index {digest}: {}", crate::telemetry::chain(&error)))
+        })?;
         if let Some(subject) = index.subject().filter(|subject| *subject.digest() != key.manifest) {
             // Layers that both images have would fit, but the client asked for this image's.
             tracing::debug!(%digest, subject = %subject.digest(), "index was made for another image");
@@ -204,7 +231,12 @@ impl Resolver {
         found.fetched.lock().clear();
     }
 
-    async fn keep_in(&self, containerd: &Containerd, key: &ImageKey, found: &FoundIndex) -> Result<(), String> {
+    async fn keep_in(
+        &self,
+        containerd: &Containerd,
+        key: &ImageKey,
+        found: &FoundIndex,
+    ) -> Result<(), String> {
         let text = |error: soci_store::StoreError| crate::telemetry::chain(&error);
         if containerd.content().info(&key.manifest).await.map_err(text)?.is_none() {
             return Err("the image's manifest is not in the content store".into());
@@ -214,7 +246,8 @@ impl Resolver {
             for ztoc in found.index.ztocs() {
                 let annotations = ztoc.annotations().as_ref();
                 let annotation = |name: &str| annotations.and_then(|all| all.get(name));
-                let Some(layer) = annotation(soci_index::ANNOTATION_LAYER_DIGEST).and_then(|text| text.parse().ok())
+                let Some(layer) =
+                    annotation(soci_index::ANNOTATION_LAYER_DIGEST).and_then(|text| text.parse().ok())
                 else {
                     continue;
                 };
@@ -223,23 +256,43 @@ impl Resolver {
                     Some(bytes) => bytes,
                     None => {
                         let (what, limit) = (What::Blob, self.options.max_ztoc_bytes);
-                        let fetched =
-                            fetch(Some(containerd), &self.registries, &key.repository, ztoc.digest(), what, limit).await;
+                        let fetched = fetch(
+                            Some(containerd),
+                            &self.registries,
+                            &key.repository,
+                            ztoc.digest(),
+                            what,
+                            limit,
+                        )
+                        .await;
                         match fetched {
                             Ok((bytes, _)) => bytes,
                             Err(error) => return Err(crate::telemetry::chain(&error)),
                         }
                     }
                 };
-                let span_size = annotation(soci_index::ANNOTATION_SPAN_SIZE).and_then(|text| text.parse().ok());
-                containerd.artifacts().store_ztoc(Some(&lease), bytes, &layer, span_size).await.map_err(text)?;
+                let span_size =
+                    annotation(soci_index::ANNOTATION_SPAN_SIZE).and_then(|text| text.parse().ok());
+                containerd
+                    .artifacts()
+                    .store_ztoc(Some(&lease), bytes, &layer, span_size)
+                    .await
+                    .map_err(text)?;
             }
             let target = soci_store::IndexTarget {
                 image_digest: key.manifest.clone(),
                 platform: oci_registry::platform::Platform::host().to_string(),
-                created_at: found.index.created().and_then(|text| text.parse().ok()).unwrap_or_else(Timestamp::now),
+                created_at: found
+                    .index
+                    .created()
+                    .and_then(|text| text.parse().ok())
+                    .unwrap_or_else(Timestamp::now),
             };
-            containerd.artifacts().store_index(Some(&lease), found.bytes.clone(), &target).await.map_err(text)?;
+            containerd
+                .artifacts()
+                .store_index(Some(&lease), found.bytes.clone(), &target)
+                .await
+                .map_err(text)?;
             Ok(())
         }
         .await;
@@ -285,7 +338,8 @@ mod tests {
         let descriptor = |hex: char, created: Option<&str>| {
             let digest: Digest = format!("sha256:{}", hex.to_string().repeat(64)).parse().unwrap();
             let mut descriptor = Descriptor::new(oci_spec::image::MediaType::ImageManifest, 1_u64, digest);
-            let annotations = created.map(|text| HashMap::from([(soci_index::ANNOTATION_CREATED.to_owned(), text.to_owned())]));
+            let annotations = created
+                .map(|text| HashMap::from([(soci_index::ANNOTATION_CREATED.to_owned(), text.to_owned())]));
             descriptor.set_annotations(annotations);
             descriptor
         };

@@ -26,9 +26,15 @@ impl BlobSource for RegistryBlob {
         Box::pin(async move {
             // Asked for each time: credentials and the way of talking may have been handed over anew.
             let client = this.registries.client(&this.repository).map_err(SourceError::permanent)?;
-            client.blob_range(&this.repository, &this.digest, range.start.0..range.end.0).await.map_err(|error| {
-                if error.is_transient() { SourceError::transient(error) } else { SourceError::permanent(error) }
-            })
+            client.blob_range(&this.repository, &this.digest, range.start.0..range.end.0).await.map_err(
+                |error| {
+                    if error.is_transient() {
+                        SourceError::transient(error)
+                    } else {
+                        SourceError::permanent(error)
+                    }
+                },
+            )
         })
     }
 }

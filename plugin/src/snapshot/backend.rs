@@ -50,8 +50,10 @@ pub enum Attempt {
     Mounted(LazyRecord, Box<dyn LazyMount>),
     /// The image has an index, and this layer is not in it.
     NoZtoc(String),
-    /// The image has no index, or none can be had at the moment.
+    /// The image has no index.
     NoIndex(String),
+    /// Whether it has one could not be found out in time.
+    NoAnswer(String),
     /// The index is there but its layer cannot be mounted; nothing was.
     Failed(String),
     /// The kernel did not answer in time: what happens to the directory is not known any more.
@@ -59,7 +61,7 @@ pub enum Attempt {
 }
 
 /// A layer that is mounted. Dropping it without [`LazyMount::unmount`] leaves the mount to the next start.
-pub trait LazyMount: Debug + Send + Sync {
+pub trait LazyMount: Debug + Send {
     /// Unmounts it. Blocking.
     ///
     /// # Errors

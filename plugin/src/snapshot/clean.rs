@@ -44,9 +44,12 @@ impl Snapshotter {
     /// Unmounts everything, for the end of the daemon. The snapshots stay.
     pub async fn unmount_all(&self) {
         let all: Vec<Id> = self.shared.mounted.lock().keys().copied().collect();
+        let mut tasks = tokio::task::JoinSet::new();
         for id in all {
-            self.unmount(id).await;
+            let this = self.clone();
+            tasks.spawn(async move { this.unmount(id).await });
         }
+        tasks.join_all().await;
     }
 
     pub(super) async fn unmount(&self, id: Id) {

@@ -36,7 +36,7 @@ pub enum Intent {
         /// Its chain ID.
         target: String,
         /// What it takes to load it lazily, or why that cannot be known.
-        request: Result<LayerRequest, LabelError>,
+        request: Result<Box<LayerRequest>, LabelError>,
     },
 }
 
@@ -82,7 +82,9 @@ impl Intent {
     pub fn of(labels: &Labels) -> Intent {
         match labels.get(TARGET) {
             None => Intent::Container,
-            Some(target) => Intent::Layer { target: target.clone(), request: LayerRequest::of(labels) },
+            Some(target) => {
+                Intent::Layer { target: target.clone(), request: LayerRequest::of(labels).map(Box::new) }
+            }
         }
     }
 }
@@ -139,7 +141,7 @@ mod tests {
 
     fn request(extra: &[(&str, &str)]) -> Result<LayerRequest, LabelError> {
         match Intent::of(&labels(extra)) {
-            Intent::Layer { request, .. } => request,
+            Intent::Layer { request, .. } => request.map(|request| *request),
             Intent::Container => panic!("a layer"),
         }
     }

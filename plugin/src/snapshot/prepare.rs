@@ -17,7 +17,7 @@ pub(super) struct Layer {
     pub(super) parent: String,
     pub(super) record: Record,
     pub(super) target: String,
-    pub(super) request: Result<LayerRequest, LabelError>,
+    pub(super) request: Result<Box<LayerRequest>, LabelError>,
 }
 
 /// How a layer comes here.
@@ -73,7 +73,7 @@ impl Snapshotter {
     async fn decide(&self, layer: &Layer) -> Result<Decision, SnapshotError> {
         let Layer { key, parent, .. } = layer;
         let request = match &layer.request {
-            Ok(request) => request.clone(),
+            Ok(request) => LayerRequest::clone(request),
             // A client that knows nothing of lazy loading is no event; one that says nonsense is.
             Err(LabelError::Missing(_)) => return Ok(Decision::Defer),
             Err(error) => {
@@ -119,6 +119,16 @@ impl Snapshotter {
                     "failed to prepare remote snapshot"
                 );
                 tracing::info!(
+                    key,
+                    parent,
+                    "defer-snapshot-runtime" = "true",
+                    "no valid SOCI index found; deferring to container runtime"
+                );
+                Decision::Defer
+            }
+            Attempt::NoAnswer(error) => {
+                failed(&error);
+                tracing::warn!(
                     key,
                     parent,
                     "defer-snapshot-runtime" = "true",

@@ -1,0 +1,145 @@
+//! The socket that requests come in by.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::adopt::{self, AdoptError};
+use crate::args::{Address, DEFAULT_SOCKET};
+
+/// A socket that is being listened on.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) listener: UnixListener,
+    /// Where it is and which inode it is, if we made it.
+    own: Option<(PathBuf, u64)>,
+}
+
+/// Why there is no socket to serve on.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// A living process serves there.
+    #[error("another process already serves on {}", .0.display())]
+    Served(PathBuf),
+    /// What is there is no socket, and not ours to remove.
+    #[error("{} exists and is no socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The system refused.
+    #[error("failed to listen on {}", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What systemd passed cannot be used.
+    #[error("failed to use the inherited socket")]
+    Adopt(#[from] AdoptError),
+    /// What systemd passed is no listening socket.
+    #[error("the inherited descriptor is no listening Unix socket")]
+    Inherited(#[source] io::Error),
+}
+
+// === impl Socket ===
+
+impl Socket {
+    /// Listens where `address` says. A socket that nobody serves is replaced; one that somebody serves is left alone. `fd://` without a socket
+    /// from systemd falls back to the default path.
+    pub(super) fn open(address: &Address) -> Result<Socket, SocketError> {
+        match address {
+            Address::Path(path) => Socket::bind(path),
+            Address::Inherited => match adopt::inherited_socket()? {
+                Some(descriptor) => {
+                    let listener = UnixListener::from(descriptor);
+                    listener.local_addr().map_err(SocketError::Inherited)?;
+                    Ok(Socket { listener, own: None })
+                }
+                None => Socket::bind(Path::new(DEFAULT_SOCKET)),
+            },
+        }
+    }
+
+    fn bind(path: &Path) -> Result<Socket, SocketError> {
+        let failed = |source| SocketError::Listen { path: path.to_owned(), source };
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(SocketError::NotASocket(path.to_owned()));
+            }
+            Ok(_) => match UnixStream::connect(path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path).map_err(failed)?
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // Full backlog or not: somebody listens.
+                Ok(_) | Err(_) => return Err(SocketError::Served(path.to_owned())),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            DirBuilder::new().recursive(true).mode(0o711).create(directory).map_err(failed)?;
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+        let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
+        Ok(Socket { listener, own: Some((path.to_owned(), inode)) })
+    }
+
+    /// What has to be removed in the end.
+    pub(super) fn remove_later(&self) -> Remove {
+        Remove(self.own.clone())
+    }
+}
+
+/// Removes a socket file that is still the one we made.
+#[derive(Debug)]
+pub(super) struct Remove(Option<(PathBuf, u64)>);
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        if let Some((path, inode)) = self.0.take()
+            && fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.ino() == inode)
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_served_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/er/s.sock");
+        let address = Address::Path(path.clone());
+        let first = Socket::open(&address).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(matches!(Socket::open(&address), Err(SocketError::Served(_))));
+        drop(first);
+        assert!(path.exists());
+        let second = Socket::open(&address).unwrap();
+        drop(second.remove_later());
+        assert!(!path.exists());
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(Socket::open(&address), Err(SocketError::NotASocket(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn the_socket_of_a_successor_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Path(dir.path().join("s.sock"));
+        let first = Socket::open(&address).unwrap();
+        let remove = first.remove_later();
+        drop(first);
+        let second = Socket::open(&address).unwrap();
+        if second.own.as_ref().map(|own| own.1) != remove.0.as_ref().map(|own| own.1) {
+            drop(remove);
+            assert!(dir.path().join("s.sock").exists());
+        }
+    }
+}
