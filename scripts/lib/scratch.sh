@@ -82,8 +82,8 @@ end_containers() {
     while read -r address; do addresses+=("$(<"$address")"); done < <(find "$scratch" -xdev -path '*/io.containerd.runtime.v2.task/*/address' 2>/dev/null)
     for pid in $(processes_below containerd-shim); do
         # The container first, then its shim.
-        pkill -KILL -P "$pid"
-        kill -KILL "$pid" 2>/dev/null
+        # shellcheck disable=SC2046 # one word for each process
+        kill -KILL $(cat "/proc/$pid/task/$pid/children" 2>/dev/null) "$pid" 2>/dev/null
     done
     for address in "${addresses[@]}"; do rm -f -- "${address#unix://}"; done
     rm -rf --one-file-system "/run/containerd/runc/${namespace:?}"*

@@ -36,7 +36,7 @@ EOF
 registry_answers() { (exec 3<>"/dev/tcp/${registry%:*}/${registry#*:}"); }
 
 # downloaded: bytes that the registry has sent in answer to GET so far, from its access log.
-downloaded() { awk '/"GET [^"]*" (200|206) / { split($0, q, "\""); split(q[3], n, " "); sum += n[2] } END { printf "%d", sum }' "$scratch/registry.log"; }
+downloaded() { awk '/"GET [^"]*" (200|206) / { split($0, q, "\""); split(q[3], n, " "); sum += n[2] } END { printf "%.0f", sum }' "$scratch/registry.log"; }
 
 # snippet: what README.md tells people to put into containerd's config.toml, with our folders in it.
 snippet() {

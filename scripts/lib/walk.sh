@@ -76,7 +76,7 @@ walk_until_up() {
     setsid "$@" >"$scratch/server.out" 2>&1 </dev/null &
     pid_of[server]=$!
     walk_measure server_up
-    grep -E 'Starting broker|Server startup complete|^soci: ' "$scratch/server.out" || true
+    grep -E 'Server startup complete|^soci: ' "$scratch/server.out" || true
     stop server INT 40
     # A container of the same name is next: --rm has to have removed this one.
     wait_for 20 'the end of the container' no_containers
