@@ -2,6 +2,40 @@
 //!
 //! A [`LayerStore`] keeps a directory for every pair of layer and zTOC. The layer file in it is an EROFS image: metadata made from the
 //! zTOC, then the layer's uncompressed tar bytes, which arrive span by span when somebody reads them. The crate knows neither FUSE nor gRPC.
+//!
+//! # A read
+//!
+//! [`Layer::read`] turns inode and offset into a range of the tar, and that into spans.
+//! * All here: `pread` into a pooled buffer, and the reply, on the caller's thread. Span and header states are atomics; no lock is
+//!   taken and the async runtime is not touched.
+//! * Something is missing: the reply joins the waiters of each missing span, and the call returns. Who was first to want a span starts its
+//!   flight, a task that asks the [`BlobSource`]s for the compressed bytes, neighbouring spans in one range. The pool's threads check
+//!   the span's SHA-256, inflate it, write it, compare the tar headers in it with the zTOC, record it, and answer the waiters.
+//! * A failure goes to those who wait and is not remembered, but for a short pause before the next try. A deadline ends every wait.
+//!
+//! # What holds
+//!
+//! * No byte is served before its whole span matched its digest, and none of a file whose tar header was not compared with the zTOC's entry.
+//!   A file whose header differs cannot be read, until another zTOC describes it.
+//! * A span is recorded after its data, with a checksum; after an unclean boot it is compared with that before use.
+//! * An incomplete layer file is never shared between different zTOCs.
+//! * Every number of waiters, fetches, bytes and buffers is bounded by [`StoreOptions`].
+//!
+//! # On disk
+//!
+//! `<root>/layers/<layer hex>-<ztoc hex>/`, made under a temporary name (`.new-…`), synced and renamed; removed by way of `.old-…`.
+//!
+//! | file | content |
+//! |---|---|
+//! | `manifest.json` | format number, key, sizes, checksums of the metadata, `spans` and `headers` |
+//! | `layer.erofs` | EROFS metadata, and from a multiple of 4096 the tar's own bytes, sparse |
+//! | `spans` | ranges, SHA-256 and checkpoint bits of each span |
+//! | `headers` | place and fingerprint of each tar header |
+//! | `windows` | 32 KiB of inflate window for each span |
+//! | `states` | state and checksum of each span, the boot in which they were written, the mark of an orderly end |
+//!
+//! The bytes of each are described in the module that reads and writes it, below `disk`. Damage makes the layer absent (it is made
+//! anew from the zTOC); in `states` it costs only the spans that it hit. A directory in a newer format is refused and left alone.
 
 mod buffers;
 mod disk;
