@@ -1,5 +1,6 @@
 //! An image as containerd has it: its manifests and configs, read from the content store.
 
+use oci_registry::Reference;
 use oci_registry::platform::{self, Platform};
 use oci_spec::image::{Descriptor, Digest, ImageConfiguration};
 use soci_store::{Containerd, Image, StoreError};
@@ -38,6 +39,21 @@ pub(crate) enum LocalImageError {
     Image(#[from] ImageError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// The image with that very name, else with the name that it is short for.
+///
+/// # Errors
+/// There is none, under the name that was given.
+pub(crate) async fn find(containerd: &Containerd, name: &str) -> Result<Image, StoreError> {
+    let error = match containerd.images().get(name).await {
+        Err(error) if error.is_not_found() => error,
+        other => return other,
+    };
+    match Reference::parse(name).map(|reference| reference.to_string()) {
+        Ok(full) if full != name => containerd.images().get(&full).await.map_err(|_| error),
+        _ => Err(error),
+    }
 }
 
 /// The image for this platform.
@@ -112,6 +128,43 @@ pub(crate) async fn config(
     let bytes = containerd.content().read_all(digest, MAX_SIZE).await?;
     ImageConfiguration::from_reader(&*bytes)
         .map_err(|source| LocalImageError::Config { digest: digest.clone(), source })
+}
+
+/// The platforms of the image that a command line asks for: all, the given ones, or the host's. Each manifest once.
+///
+/// # Errors
+/// As [`for_platform`].
+pub(crate) async fn wanted_platforms(
+    containerd: &Containerd,
+    image: &Image,
+    all: bool,
+    given: &[Platform],
+) -> Result<Vec<LocalImage>, LocalImageError> {
+    if all {
+        return all_platforms(containerd, image).await;
+    }
+    let host = [Platform::host()];
+    let mut found: Vec<LocalImage> = Vec::new();
+    for platform in if given.is_empty() { &host } else { given } {
+        let local = for_platform(containerd, image, platform).await?;
+        if found.iter().all(|other| other.descriptor.digest() != local.descriptor.digest()) {
+            found.push(local);
+        }
+    }
+    Ok(found)
+}
+
+/// Digests of the image's manifests, and of its target: what an index may say that it is for. Nothing below what is not here.
+pub(crate) async fn manifest_digests(containerd: &Containerd, image: &Image) -> Vec<Digest> {
+    let mut digests = vec![image.target.digest().clone()];
+    match document(containerd, &image.target).await {
+        Ok(Document::Index(manifests)) => {
+            digests.extend(manifests.iter().map(|manifest| manifest.digest().clone()));
+        }
+        Ok(Document::Manifest(_)) => {}
+        Err(error) => tracing::debug!(image = image.name, %error, "its manifests are unknown"),
+    }
+    digests
 }
 
 async fn document(containerd: &Containerd, descriptor: &Descriptor) -> Result<Document, LocalImageError> {

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, ErrorKind, IsTerminal as _, Write as _};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use tracing_subscriber::EnvFilter;
 
-pub(crate) use self::progress::Progress;
+pub(crate) use self::progress::{Progress, Transfer};
 use crate::error::Error;
 
 /// Sends our log to stderr: errors, and with `--debug` everything of ours.

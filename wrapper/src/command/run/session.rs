@@ -121,7 +121,7 @@ impl<'a> Session<'a> {
     }
 
     async fn image(&mut self, containerd: &Containerd, name: &str) -> Result<RunImage, Error> {
-        let record = find_image(containerd, name).await?;
+        let record = local_image::find(containerd, name).await?;
         let host = Platform::host();
         let wanted = self.args.platform.as_ref().unwrap_or(&host);
         let local = local_image::for_platform(containerd, &record, wanted).await.map_err(Error::command)?;
@@ -281,18 +281,6 @@ async fn or_end<T>(signals: &mut Signals, future: impl Future<Output = T>) -> Re
     tokio::select! {
         value = future => Ok(value),
         _ = signals.end() => Err(Error::Interrupted),
-    }
-}
-
-/// The image with that very name, else with the name that it is short for.
-async fn find_image(containerd: &Containerd, name: &str) -> Result<Image, StoreError> {
-    let error = match containerd.images().get(name).await {
-        Err(error) if error.is_not_found() => error,
-        other => return other,
-    };
-    match Reference::parse(name).map(|reference| reference.to_string()) {
-        Ok(full) if full != name => containerd.images().get(&full).await.map_err(|_| error),
-        _ => Err(error),
     }
 }
 
