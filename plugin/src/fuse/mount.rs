@@ -19,9 +19,11 @@ use super::session::Session;
 /// What upstream's mounts look like in `/proc/mounts`; users grep for it.
 const SOURCE: &str = "soci";
 const TYPE: &str = "fuse.rawBridge";
-/// How long an unmount waits for the last users, before and after it has taken the mount out of sight.
+/// How long an unmount waits for the last users before it takes the mount out of sight.
 const UNMOUNT_PATIENCE: Duration = Duration::from_millis(500);
+/// How long it waits for the threads: when nobody uses the mount, and when somebody does.
 const SESSION_PATIENCE: Duration = Duration::from_secs(5);
+const IN_USE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How a layer is mounted.
 #[derive(Clone, Debug)]
@@ -133,9 +135,12 @@ impl FuseMount {
     /// [`UnmountError`] if the kernel refuses; it is still mounted then.
     pub fn unmount(self) -> Result<Unmounted, UnmountError> {
         let FuseMount { mount_point, session } = self;
-        unmount(&mount_point)
-            .map_err(|errno| UnmountError { mount_point: mount_point.clone(), source: errno.into() })?;
-        match session.join(SESSION_PATIENCE) {
+        let patience = match unmount(&mount_point) {
+            Ok(Unmounted::Gone) => SESSION_PATIENCE,
+            Ok(Unmounted::InUse) => IN_USE_PATIENCE,
+            Err(errno) => return Err(UnmountError { mount_point, source: errno.into() }),
+        };
+        match session.join(patience) {
             Ok(Ok(())) => Ok(Unmounted::Gone),
             Ok(Err(error)) => {
                 tracing::warn!("mount-point" = %mount_point.display(), error = %error, "a FUSE session ended badly");
@@ -171,14 +176,19 @@ fn mount(device: &OwnedFd, at: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn unmount(at: &Path) -> Result<(), Errno> {
+fn unmount(at: &Path) -> Result<Unmounted, Errno> {
     let deadline = Instant::now() + UNMOUNT_PATIENCE;
     loop {
-        let flags = if Instant::now() < deadline { UnmountFlags::empty() } else { UnmountFlags::DETACH };
-        match rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW) {
-            Err(Errno::BUSY) if flags.is_empty() => thread::sleep(UNMOUNT_PATIENCE / 10),
+        let (flags, outcome) = if Instant::now() < deadline {
+            (UnmountFlags::NOFOLLOW, Unmounted::Gone)
+        } else {
+            (UnmountFlags::NOFOLLOW | UnmountFlags::DETACH, Unmounted::InUse)
+        };
+        match rustix::mount::unmount(at, flags) {
+            Err(Errno::BUSY) if outcome == Unmounted::Gone => thread::sleep(UNMOUNT_PATIENCE / 10),
+            Ok(()) => return Ok(outcome),
             // Not mounted, or not even there: somebody was faster.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(Unmounted::Gone),
             Err(errno) => return Err(errno),
         }
     }

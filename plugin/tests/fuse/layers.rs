@@ -1,0 +1,156 @@
+//! Layers to mount: golden bytes behind a source in memory.
+
+use std::fmt;
+use std::io::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use lazy_layer::{
+    Attachment, BlobSource, CreateError, Layer, LayerKey, LayerStore, SourceError, StoreOptions,
+};
+use oci_spec::image::Digest;
+use sha2::{Digest as _, Sha256};
+use soci_snapshotter_grpc::fuse::{FuseMount, FuseOptions};
+use tokio::runtime::{Handle, Runtime};
+use ztoc::{BuildOptions, Builder, CompressedOffset, Compression};
+
+pub fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path)
+}
+
+pub fn read_golden(path: &str) -> Vec<u8> {
+    let path = golden(path);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn runtime() -> Handle {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::new().unwrap()).handle().clone()
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Digest::from_str(&format!("sha256:{hex}")).unwrap()
+}
+
+/// A blob in memory, with the faults of a registry.
+pub struct Blob {
+    bytes: Bytes,
+    /// Requests wait as long as this is set.
+    pub stuck: AtomicBool,
+    /// Requests fail for good.
+    pub gone: AtomicBool,
+    /// Bytes come out wrong.
+    pub damaged: AtomicBool,
+    pub requests: AtomicU64,
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blob").finish_non_exhaustive()
+    }
+}
+
+/// The source that the engine gets.
+#[derive(Debug)]
+struct Source(Arc<Blob>);
+
+impl BlobSource for Source {
+    fn read(&self, range: Range<CompressedOffset>) -> BoxFuture<'static, Result<Bytes, SourceError>> {
+        let blob = Arc::clone(&self.0);
+        Box::pin(async move {
+            blob.requests.fetch_add(1, Ordering::Relaxed);
+            while blob.stuck.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if blob.gone.load(Ordering::Relaxed) {
+                return Err(SourceError::permanent("the blob is gone"));
+            }
+            let bytes = blob.bytes.slice(range.start.0 as usize..range.end.0 as usize);
+            if blob.damaged.load(Ordering::Relaxed) {
+                return Ok(bytes.iter().map(|byte| !byte).collect());
+            }
+            Ok(bytes)
+        })
+    }
+}
+
+/// A layer file in a directory of its own.
+pub struct Fixture {
+    pub layer: Arc<Layer>,
+    pub blob: Arc<Blob>,
+    _attachment: Attachment,
+    _store: LayerStore,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    pub fn new(layer: &[u8], ztoc: &[u8]) -> Result<Fixture, CreateError> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = StoreOptions::new(directory.path());
+        options.read_deadline = Duration::from_secs(20);
+        let store = LayerStore::open(options, runtime()).unwrap();
+        let key = LayerKey { layer: digest(layer), ztoc: digest(ztoc) };
+        let blob = Arc::new(Blob {
+            bytes: Bytes::copy_from_slice(layer),
+            stuck: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+        });
+        let layer = store.create_layer(&key, ztoc)?;
+        let attachment = layer.attach(Arc::new(Source(Arc::clone(&blob))));
+        Ok(Fixture { layer, blob, _attachment: attachment, _store: store, directory })
+    }
+
+    pub fn golden(name: &str) -> Fixture {
+        let layer = read_golden(&format!("layers/{name}"));
+        let stem = Path::new(name).file_stem().unwrap().to_str().unwrap();
+        Fixture::new(&layer, &read_golden(&format!("ztoc/head/{stem}.s65536.ztoc"))).unwrap()
+    }
+
+    /// A layer of these tar bytes, and the blob.
+    pub fn made(tar: &[u8]) -> (Fixture, Vec<u8>) {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(tar).unwrap();
+        let blob = gzip.finish().unwrap();
+        let options = BuildOptions { span_size: 1 << 16, ..BuildOptions::default() };
+        let mut builder = Builder::new(Compression::Gzip, options).unwrap();
+        builder.write(&blob).unwrap();
+        let ztoc = builder.finish().unwrap().ztoc.encode();
+        (Fixture::new(&blob, &ztoc).unwrap(), blob)
+    }
+
+    pub fn mount(&self) -> Mounted {
+        let at = self.directory.path().join("snapshots/7/fs");
+        std::fs::create_dir_all(&at).unwrap();
+        let mount = FuseMount::mount(Arc::clone(&self.layer), &at, FuseOptions::default()).unwrap();
+        Mounted { at, mount: Some(mount) }
+    }
+
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+}
+
+/// A mount that does not outlive its test.
+pub struct Mounted {
+    pub at: PathBuf,
+    pub mount: Option<FuseMount>,
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(mount) = self.mount.take() {
+            let _ = mount.unmount();
+        }
+    }
+}
