@@ -4,7 +4,7 @@
 //! this process could go on with it: inode numbers are the nids of the layer file (`attributes`), there are no file handles and no lookup
 //! counts, and nothing ever changes: all answers may be cached for ever. The one exception is the state file (`state_file`).
 //!
-//! What the kernel asks is answered by `adapter` from the mapped metadata, and from the layer file where the data is here; a read of
+//! What the kernel asks (`adapter`) is answered by `view` from the mapped metadata, and from the layer file where the data is here; a read of
 //! data that is not gives its reply to the layer's engine, and the thread goes on. `errno` is the only place where errors become numbers.
 
 mod adapter;
@@ -14,5 +14,6 @@ mod mount;
 mod session;
 mod state_file;
 mod throttle;
+mod view;
 
 pub use mount::{FuseMount, FuseOptions, MountError, UnmountError, Unmounted};

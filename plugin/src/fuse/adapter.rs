@@ -3,178 +3,43 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use erofs_image::{Image, Nid};
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use lazy_layer::{Layer, Mapping};
+use lazy_layer::Layer;
 
-use super::attributes::{self, Node, STATE_DIRECTORY, STATE_FILE};
+use super::attributes::{self, Node, STATE_FILE};
 use super::errno::ToErrno;
-use super::state_file::{self, StateFile};
-use super::throttle::Throttle;
+use super::view::{Chain, FOREVER, Outcome, View};
 
-/// How long the kernel may believe an answer: for ever, nothing changes.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
-const NEVER: Duration = Duration::ZERO;
 const GENERATION: Generation = Generation(0);
 /// Reads that the kernel may have in flight ahead of their readers.
 const MAX_BACKGROUND: u16 = 64;
-/// What overlayfs asks for on an opaque directory: without and with the option `userxattr`. The image stores the first.
-const OPAQUE: &[u8] = b"trusted.overlay.opaque";
-const USER_OPAQUE: &[u8] = b"user.overlay.opaque";
 
 /// One layer as a file system.
 #[derive(Debug)]
 pub(super) struct LayerFs {
-    shared: Arc<Shared>,
+    view: Arc<View>,
     /// The kernel takes "not implemented" from open and opendir as "need not be asked".
     no_open: bool,
     no_opendir: bool,
 }
 
-/// What replies on other threads need.
-#[derive(Debug)]
-struct Shared {
-    layer: Arc<Layer>,
-    mount_point: PathBuf,
-    state: StateFile,
-    throttle: Throttle,
-}
-
-/// Everything that a request can end with but success.
-type Outcome<T> = Result<T, Errno>;
-
-impl Shared {
-    /// The one boundary that no panic passes. A reply that is dropped by one tells the kernel EIO.
-    fn guard(&self, what: impl FnOnce()) {
-        if catch_unwind(AssertUnwindSafe(what)).is_err() {
-            self.log("a request ended in a panic", &"see the message above");
-        }
-    }
-
-    fn log(&self, message: &str, error: &dyn std::fmt::Display) {
-        let Some(suppressed) = self.throttle.pass() else { return };
-        let (mount_point, key) = (self.mount_point.display(), self.layer.key());
-        tracing::error!(layer = %key.layer, "mount-point" = %mount_point, suppressed, error = %error, "{message}");
-    }
-
-    fn image(&self) -> &Image<Mapping> {
-        self.layer.image()
-    }
-
-    /// Damage of the metadata is worth a line; questions that make no sense are not.
-    fn checked<T>(&self, result: Result<T, erofs_image::ReadError>) -> Outcome<T> {
-        result.map_err(|error| {
-            let errno = error.errno();
-            if errno == Errno::EIO {
-                self.log("the layer's metadata is damaged", &error);
-            }
-            errno
-        })
-    }
-
-    fn attributes(&self, node: Node) -> Outcome<(Duration, FileAttr)> {
-        Ok(match node {
-            Node::Layer(nid) => (FOREVER, attributes::attributes(&self.checked(self.image().inode(nid))?)),
-            Node::StateDirectory => {
-                (FOREVER, attributes::own(STATE_DIRECTORY, FileType::Directory, 0o500, 0, UNIX_EPOCH))
-            }
-            Node::StateFile => {
-                let now = SystemTime::now();
-                (NEVER, attributes::own(STATE_FILE, FileType::RegularFile, 0o400, self.state.size(), now))
-            }
-        })
-    }
-
-    /// The node of a name, None if there is none.
-    fn lookup(&self, parent: Node, name: &OsStr) -> Outcome<Option<Node>> {
-        match parent {
-            Node::Layer(nid) => {
-                let found = self.checked(self.image().lookup(nid, name.as_bytes()))?;
-                let state =
-                    || (nid == Nid::ROOT && name == state_file::DIRECTORY).then_some(Node::StateDirectory);
-                Ok(found.map(Node::Layer).or_else(state))
-            }
-            Node::StateDirectory => Ok((name == self.state.name()).then_some(Node::StateFile)),
-            Node::StateFile => Err(Errno::ENOTDIR),
-        }
-    }
-
-    /// Hands the entries behind a cookie to `add` until it says that there is no room.
-    fn list(
-        &self,
-        directory: Node,
-        cookie: u64,
-        mut add: impl FnMut(INodeNo, u64, FileType, &OsStr) -> Outcome<bool>,
-    ) -> Outcome<()> {
-        match directory {
-            Node::Layer(nid) => {
-                for entry in self.checked(self.image().read_dir(nid, cookie))? {
-                    let entry = self.checked(entry)?;
-                    let (number, kind) = (attributes::number(entry.nid), attributes::file_type(entry.kind));
-                    if add(number, entry.next_cookie, kind, OsStr::from_bytes(entry.name))? {
-                        break;
-                    }
-                }
-            }
-            Node::StateDirectory => {
-                let entries = [
-                    (STATE_DIRECTORY, FileType::Directory, OsStr::new(".")),
-                    (INodeNo::ROOT, FileType::Directory, OsStr::new("..")),
-                    (STATE_FILE, FileType::RegularFile, self.state.name().as_os_str()),
-                ];
-                for ((number, kind, name), next) in entries.into_iter().zip(1..) {
-                    if next > cookie && add(number, next, kind, name)? {
-                        break;
-                    }
-                }
-            }
-            Node::StateFile => return Err(Errno::ENOTDIR),
-        }
-        Ok(())
-    }
-
-    fn xattr(&self, node: Node, name: &[u8]) -> Outcome<&[u8]> {
-        let Node::Layer(nid) = node else { return Err(Errno::ENODATA) };
-        // Whether a directory is opaque is ours to say: what an image calls `user.overlay.opaque` does not count.
-        let name = if name == USER_OPAQUE { OPAQUE } else { name };
-        self.checked(self.image().xattr(nid, name))?.ok_or(Errno::ENODATA)
-    }
-
-    /// Names, each with its zero byte. Without the opaque attribute: overlayfs' copy-up would write it into the container's layer.
-    fn xattr_names(&self, node: Node) -> Outcome<Vec<u8>> {
-        let mut names = Vec::new();
-        let Node::Layer(nid) = node else { return Ok(names) };
-        for xattr in self.checked(self.image().xattrs(nid))? {
-            let xattr = self.checked(xattr)?;
-            if !xattr.is(OPAQUE) && !xattr.is(USER_OPAQUE) {
-                names.extend(xattr.prefix.as_bytes());
-                names.extend(xattr.suffix);
-                names.push(0);
-            }
-        }
-        Ok(names)
-    }
-}
-
 impl LayerFs {
     pub(super) fn new(layer: Arc<Layer>, mount_point: &Path) -> LayerFs {
-        let state = StateFile::new(&layer);
-        let shared = Shared { layer, mount_point: mount_point.to_owned(), state, throttle: Throttle::new() };
-        LayerFs { shared: Arc::new(shared), no_open: false, no_opendir: false }
+        LayerFs { view: Arc::new(View::new(layer, mount_point)), no_open: false, no_opendir: false }
     }
 
     fn has_xattrs(&self) -> bool {
-        self.shared.image().has_xattrs()
+        self.view.image().has_xattrs()
     }
 }
 
@@ -212,9 +77,9 @@ impl Filesystem for LayerFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.shared.guard(|| {
-            let found = self.shared.lookup(Node::of(parent), name);
-            match found.and_then(|node| node.map(|node| self.shared.attributes(node)).transpose()) {
+        self.view.guard(|| {
+            let found = self.view.lookup(Node::of(parent), name);
+            match found.and_then(|node| node.map(|node| self.view.attributes(node)).transpose()) {
                 Ok(Some((ttl, attributes))) => reply.entry_with_ttls(&ttl, &FOREVER, &attributes, GENERATION),
                 // Number 0: the kernel remembers that there is nothing.
                 Ok(None) => {
@@ -227,16 +92,16 @@ impl Filesystem for LayerFs {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.shared.guard(|| match self.shared.attributes(Node::of(number)) {
+        self.view.guard(|| match self.view.attributes(Node::of(number)) {
             Ok((ttl, attributes)) => reply.attr(&ttl, &attributes),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
-        self.shared.guard(|| {
+        self.view.guard(|| {
             let target = match Node::of(number) {
-                Node::Layer(nid) => self.shared.checked(self.shared.image().read_link(nid)),
+                Node::Layer(nid) => self.view.checked(self.view.image().read_link(nid)),
                 Node::StateDirectory | Node::StateFile => Err(Errno::EINVAL),
             };
             match target {
@@ -270,23 +135,23 @@ impl Filesystem for LayerFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.shared.guard(|| match Node::of(number) {
+        self.view.guard(|| match Node::of(number) {
             Node::Layer(nid) => {
-                let shared = Arc::clone(&self.shared);
+                let view = Arc::clone(&self.view);
                 let answer = move |data: Result<&[u8], lazy_layer::ReadError>| {
-                    shared.guard(|| match data {
+                    view.guard(|| match data {
                         Ok(data) => reply.data(data),
                         Err(error) => {
                             reply.error(error.errno());
-                            shared.state.failed(&error);
-                            shared.log("unable to read a file of a layer", &Chain(&error));
+                            view.state.failed(&error);
+                            view.log("unable to read a file of a layer", &Chain(&error));
                         }
                     });
                 };
-                self.shared.layer.read(nid, offset, size, Box::new(answer));
+                self.view.layer.read(nid, offset, size, Box::new(answer));
             }
             Node::StateFile => {
-                let content = self.shared.state.content(&self.shared.layer.status());
+                let content = self.view.state.content(&self.view.layer.status());
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
                 let end =
                     start.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(content.len());
@@ -305,9 +170,9 @@ impl Filesystem for LayerFs {
     }
 
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.shared.guard(|| {
+        self.view.guard(|| {
             let add = |number, next, kind, name: &OsStr| Ok(reply.add(number, next, kind, name));
-            match self.shared.list(Node::of(number), offset, add) {
+            match self.view.list(Node::of(number), offset, add) {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(errno),
             }
@@ -322,12 +187,12 @@ impl Filesystem for LayerFs {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.shared.guard(|| {
+        self.view.guard(|| {
             let add = |number, next, _, name: &OsStr| {
-                let (ttl, attributes) = self.shared.attributes(Node::of(number))?;
+                let (ttl, attributes) = self.view.attributes(Node::of(number))?;
                 Ok(reply.add(number, next, name, &ttl, &attributes, GENERATION))
             };
-            match self.shared.list(Node::of(number), offset, add) {
+            match self.view.list(Node::of(number), offset, add) {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(errno),
             }
@@ -339,14 +204,14 @@ impl Filesystem for LayerFs {
             // The kernel does not ask this mount again.
             return reply.error(Errno::ENOSYS);
         }
-        self.shared.guard(|| reply_xattr(reply, size, self.shared.xattr(Node::of(number), name.as_bytes())));
+        self.view.guard(|| reply_xattr(reply, size, self.view.xattr(Node::of(number), name.as_bytes())));
     }
 
     fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         if !self.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        self.shared.guard(|| match self.shared.xattr_names(Node::of(number)) {
+        self.view.guard(|| match self.view.xattr_names(Node::of(number)) {
             Ok(names) => reply_xattr(reply, size, Ok(&names)),
             Err(errno) => reply.error(errno),
         });
@@ -354,7 +219,7 @@ impl Filesystem for LayerFs {
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         const BLOCK: u32 = 4096;
-        let image = self.shared.image();
+        let image = self.view.image();
         let blocks = image.tar_start().saturating_add(image.tar_size()).div_ceil(u64::from(BLOCK));
         reply.statfs(blocks, 0, 0, image.inodes(), 0, BLOCK, 255, BLOCK);
     }
@@ -378,6 +243,55 @@ impl Filesystem for LayerFs {
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    // What fuser would answer with a log line of its own, which a container could repeat for ever.
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -470,20 +384,5 @@ impl Filesystem for LayerFs {
 
     fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
-    }
-}
-
-/// An error with its sources, for the log.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

@@ -128,6 +128,6 @@ mod tests {
     fn numbers() {
         assert_eq!(Node::of(number(Nid::ROOT)), Node::Layer(Nid::ROOT));
         assert_eq!(Node::of(number(Nid(50))), Node::Layer(Nid(50)));
-        assert!(STATE_FILE.0 < Nid::ROOT.0 && STATE_DIRECTORY.0 < Nid::ROOT.0);
+        const { assert!(STATE_FILE.0 < Nid::ROOT.0 && STATE_DIRECTORY.0 < Nid::ROOT.0) };
     }
 }

@@ -297,3 +297,15 @@ fn attributes_survive_a_copy_up() {
     assert_eq!((&after.xattrs, &after.data, after.mtime), (&before.xattrs, &before.data, before.mtime));
     assert_eq!(view::xattrs(&upper.join("usr/xattr/one"))[b"security.capability".as_slice()].len(), 20);
 }
+
+#[test]
+fn what_a_layer_cannot_do() {
+    let fixture = Fixture::golden("gnu-gzip6.tgz");
+    let mounted = fixture.mount();
+    let file = File::open(mounted.at.join("etc/hosts")).unwrap();
+    assert_eq!(rustix::fs::ioctl_getflags(&file), Err(rustix::io::Errno::NOTTY));
+    file.sync_all().unwrap();
+    rustix::fs::access(mounted.at.join("etc/hosts"), rustix::fs::Access::READ_OK).unwrap();
+    let (from, to) = (mounted.at.join("usr/lib/rand"), fixture.scratch("copy").join("rand"));
+    assert_eq!(fs::copy(from, to).unwrap(), 60000);
+}

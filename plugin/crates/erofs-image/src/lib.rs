@@ -3,7 +3,7 @@
 //! A layer file is an [EROFS] image whose metadata comes first and whose data is the layer's
 //! uncompressed tar, byte for byte. Tar data starts on 512-byte borders and the image has 512-byte
 //! blocks, so an inode simply points into the tar. [`TreeBuilder`] applies the rules of OCI layers,
-//! [`write`] makes the metadata, [`Image`] reads it; [`layout`] describes the bytes.
+//! [`write()`] makes the metadata, [`Image`] reads it; [`layout`] describes the bytes.
 //!
 //! The crate is pure: bytes in, bytes out.
 //!
