@@ -15,6 +15,7 @@ mod image;
 mod interrupt;
 mod layer_ztoc;
 mod local_image;
+mod mount;
 mod pull;
 mod registry;
 mod rootfs;

@@ -3,11 +3,13 @@
 mod check;
 mod label;
 mod list;
+mod mount;
 mod pull;
 mod push;
 mod remove;
 mod rpull;
 mod tag;
+mod unmount;
 
 use crate::context::Context;
 use crate::error::Error;
@@ -39,6 +41,11 @@ enum Command {
     Label(label::Args),
     /// Check existing images to ensure all content is available locally.
     Check(check::Args),
+    /// Mount an image to a target path.
+    Mount(mount::Args),
+    /// Unmount the image from the target.
+    #[command(visible_alias = "umount")]
+    Unmount(unmount::Args),
 }
 
 /// Runs `soci image`.
@@ -52,5 +59,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
         Command::Remove(args) => remove::run(args, context).await,
         Command::Label(args) => label::run(args, context).await,
         Command::Check(args) => check::run(args, context).await,
+        Command::Mount(args) => mount::run(args, context).await,
+        Command::Unmount(args) => unmount::run(args, context).await,
     }
 }

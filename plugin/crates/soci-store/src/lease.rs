@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::containerd::Containerd;
 use crate::error::StoreError;
-use crate::labels;
+use crate::labels::{self, Labels};
 
 /// A lease in containerd; ends with [`Leases::delete`] or at its expiry, not when this value is dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,23 +40,36 @@ impl Leases {
     /// # Errors
     /// containerd refused or did not answer.
     pub async fn create(&self, expiry: Duration) -> Result<Lease, StoreError> {
+        self.create_named("", expiry, HashMap::new()).await
+    }
+
+    /// The same with a name, for one that outlives this program; an empty name lets containerd choose. One with that name is taken as it is.
+    ///
+    /// # Errors
+    /// A name that is not ASCII; containerd refused or did not answer.
+    pub async fn create_named(
+        &self,
+        id: &str,
+        expiry: Duration,
+        labels: Labels,
+    ) -> Result<Lease, StoreError> {
         const OPERATION: &str = "create lease in namespace";
         let end = Timestamp::now().checked_add(expiry).unwrap_or(Timestamp::MAX);
-        let labels = HashMap::from([(labels::GC_EXPIRE.to_owned(), end.to_string())]);
-        let request = self.containerd.request(CreateRequest { id: String::new(), labels });
+        let mut labels = labels;
+        labels.insert(labels::GC_EXPIRE.to_owned(), end.to_string());
+        let request = self.containerd.request(CreateRequest { id: id.to_owned(), labels });
         let mut client = self.containerd.leases_client();
-        let response = self
-            .containerd
-            .call(OPERATION, self.containerd.namespace().as_str(), client.create(request))
-            .await?;
-        match response.lease {
-            Some(lease) if !lease.id.is_empty() && lease.id.is_ascii() => Ok(Lease { id: lease.id }),
-            _ => Err(StoreError::Malformed {
-                operation: OPERATION,
-                subject: String::new(),
-                what: "no lease in it".to_owned(),
-            }),
+        let namespace = self.containerd.namespace().as_str();
+        let lease = match self.containerd.call(OPERATION, namespace, client.create(request)).await {
+            Ok(response) => response.lease.map(|lease| lease.id).unwrap_or_default(),
+            Err(StoreError::AlreadyExists { .. }) if !id.is_empty() => id.to_owned(),
+            Err(error) => return Err(error),
+        };
+        if lease.is_empty() || !lease.is_ascii() {
+            let what = "no usable name in it".to_owned();
+            return Err(StoreError::Malformed { operation: OPERATION, subject: namespace.to_owned(), what });
         }
+        Ok(Lease { id: lease })
     }
 
     /// Holds content that is there already.
@@ -80,10 +93,17 @@ impl Leases {
     /// # Errors
     /// containerd refused or did not answer.
     pub async fn delete(&self, lease: &Lease) -> Result<(), StoreError> {
-        let request = DeleteRequest { id: lease.id.clone(), sync: false };
-        let request = self.containerd.request(request);
+        self.delete_named(&lease.id).await
+    }
+
+    /// The same by name.
+    ///
+    /// # Errors
+    /// As [`Leases::delete`].
+    pub async fn delete_named(&self, id: &str) -> Result<(), StoreError> {
+        let request = self.containerd.request(DeleteRequest { id: id.to_owned(), sync: false });
         let mut client = self.containerd.leases_client();
-        match self.containerd.call("delete lease", &lease.id, client.delete(request)).await {
+        match self.containerd.call("delete lease", id, client.delete(request)).await {
             Err(StoreError::NotFound { .. }) => Ok(()),
             other => other,
         }

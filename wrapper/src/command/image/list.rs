@@ -122,7 +122,7 @@ fn row(image: &Image, facts: &Facts) -> Vec<String> {
 }
 
 /// Bytes as `ctr` writes them: one decimal, units of 1024.
-fn human(bytes: u64) -> String {
+pub(super) fn human(bytes: u64) -> String {
     let mut number = bytes as f64;
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].into_iter();
     let mut unit = units.next().unwrap_or_default();
