@@ -6,6 +6,7 @@ mod index;
 mod plugins;
 mod prefetch;
 mod push;
+mod rebuild_db;
 mod run;
 mod ztoc;
 
@@ -33,6 +34,9 @@ pub(crate) enum Command {
     Ztoc(ztoc::Args),
     /// Manage prefetch artifacts.
     Prefetch(prefetch::Args),
+    /// Set the records of artifacts anew from containerd's content.
+    #[command(alias = "rebuild_db")]
+    RebuildDb(rebuild_db::Args),
 }
 
 /// Runs a subcommand to its end.
@@ -46,5 +50,6 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Error
         Command::Index(args) => index::run(args, context).await,
         Command::Ztoc(args) => ztoc::run(args, context).await,
         Command::Prefetch(args) => prefetch::run(args, context).await,
+        Command::RebuildDb(args) => rebuild_db::run(args, context).await,
     }
 }
