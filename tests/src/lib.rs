@@ -13,6 +13,7 @@
 
 pub mod containerd;
 pub mod daemon;
+pub mod forgery;
 pub mod image;
 pub mod process;
 pub mod registry;

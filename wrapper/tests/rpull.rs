@@ -238,7 +238,7 @@ fn without_a_usable_index_all_is_downloaded() {
         .into_iter()
         .enumerate()
     {
-        let parts = Parts::start(Behaviour::Remote);
+        let parts = Parts::start(Behaviour::Defer);
         if n > 0 {
             parts.publish_index(1);
         }

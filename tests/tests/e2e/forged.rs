@@ -1,44 +1,10 @@
 //! Artifacts that lie. Whoever can push an index must not be able to change what a container reads.
 
 use serde_json::Value;
-use soci_tests::image::{Image, digest};
+use soci_tests::forgery::{publish_forged, replace};
+use soci_tests::image::digest;
 use soci_tests::rootfs::{self, BIG, SECRET};
 use soci_tests::stack::Stack;
-
-/// Publishes `small:1` whose ztoc was changed by `change`; returns image, reference, digest of the forged index.
-fn publish_forged(stack: &Stack, change: impl Fn(&mut Vec<u8>)) -> (Image, String, String) {
-    let image = rootfs::small(stack.folder());
-    let (reference, index) = stack.publish(&image, "small:1", 64 * 1024);
-    let mut index: Value =
-        serde_json::from_str(&stack.registry.get(&format!("small/manifests/{index}"))).unwrap();
-    let slot = if index["layers"].is_array() { "layers" } else { "blobs" };
-    let ztoc = index[slot][0]["digest"].as_str().unwrap().to_owned();
-    let mut bytes = stack.registry.blob("small", &ztoc);
-    let genuine = bytes.clone();
-    change(&mut bytes);
-    assert_ne!(bytes, genuine, "nothing was forged");
-    index[slot][0]["digest"] = stack.registry.put_blob("small", &bytes).into();
-    index[slot][0]["size"] = bytes.len().into();
-    let forged = index.to_string();
-    let name = digest(forged.as_bytes());
-    let media_type = index["mediaType"].as_str().unwrap_or("application/vnd.oci.image.manifest.v1+json");
-    stack.registry.put_manifest("small", &name, media_type, forged.as_bytes());
-    (image, reference, name)
-}
-
-/// Replaces every `from` by `to`, which is as long.
-fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) {
-    assert_eq!(from.len(), to.len());
-    let places: Vec<usize> = bytes
-        .windows(from.len())
-        .enumerate()
-        .filter(|(_, window)| *window == from)
-        .map(|(at, _)| at)
-        .collect();
-    for at in places {
-        bytes[at..at + from.len()].copy_from_slice(to);
-    }
-}
 
 /// Either it is unpacked whole, or the changed name gives EIO; the other files read right.
 #[test]

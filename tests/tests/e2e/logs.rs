@@ -1,5 +1,6 @@
 //! The daemon's log: its shape, and the messages that people are told to look for.
 
+use soci_tests::forgery::publish_forged;
 use soci_tests::image::Packing;
 use soci_tests::rootfs;
 use soci_tests::stack::Stack;
@@ -83,16 +84,25 @@ fn an_image_without_index() {
     stack.logged("unable to fetch SOCI artifacts:");
 }
 
+/// A digest that names no index.
+#[test]
+fn an_index_that_is_not_there() {
+    let stack = Stack::start();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    let wrong = "sha256:00000000000000000000000000000000000000000000000000000000deadbeef";
+    stack.rpull(&["--soci-index-digest", wrong], &reference).ok();
+    stack.logged("unable to fetch SOCI artifacts:");
+}
+
 /// A lazy layer that cannot be had names the reason under `error`, first of all keys.
 #[test]
 fn a_layer_that_cannot_be_resolved() {
     let stack = Stack::start();
-    let image = rootfs::small(stack.folder());
-    let (reference, _) = stack.publish(&image, "small:1", 64 * 1024);
-    let wrong = "sha256:00000000000000000000000000000000000000000000000000000000deadbeef";
-    stack.rpull(&["--soci-index-digest", wrong], &reference).ok();
-    stack.logged("unable to fetch SOCI artifacts:");
+    let (_, reference, index) = publish_forged(&stack, |ztoc| ztoc.fill(b'x'));
+    stack.rpull(&["--soci-index-digest", &index], &reference).ok();
     stack.logged("{\"error\":\"failed to resolve layer");
+    assert_eq!(stack.mounts(), Vec::<String>::new());
+    assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "up"]).ok().out, "up\n");
 }
 
 /// Errors of the start are plain text on standard error, not JSON.

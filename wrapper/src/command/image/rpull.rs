@@ -114,9 +114,7 @@ impl Pull<'_> {
             }
             None => None,
         };
-        if lazy.is_some() {
-            self.introduce().await;
-        }
+        self.introduce().await;
         self.unpack(&image, lazy.as_ref()).await?;
 
         let content = self.puller.containerd().content();
@@ -203,7 +201,19 @@ impl Pull<'_> {
             let labels = match lazy {
                 Some(lazy) if is_lazy(layer) => {
                     let rest = image.layers.get(n..).unwrap_or_default();
-                    lazy_labels(self.puller.reference(), &image.descriptor, layer, rest, lazy.index.digest())
+                    let index = Some(lazy.index.digest());
+                    lazy_labels(self.puller.reference(), &image.descriptor, layer, rest, index)
+                }
+                // Without an index the daemon is asked all the same, once: it has the last word, and says why in its log.
+                None if n == 0 => {
+                    let index = self.args.soci_index_digest.as_deref().and_then(soci_store::parse_digest);
+                    lazy_labels(
+                        self.puller.reference(),
+                        &image.descriptor,
+                        layer,
+                        &image.layers,
+                        index.as_ref(),
+                    )
                 }
                 _ => Labels::new(),
             };
@@ -259,7 +269,7 @@ fn lazy_labels(
     manifest: &Descriptor,
     layer: &Layer,
     rest: &[Layer],
-    index: &Digest,
+    index: Option<&Digest>,
 ) -> Labels {
     const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
     const LAYER_SIZES: &str = "containerd.io/snapshot/remote/image.layers.size";
@@ -273,9 +283,9 @@ fn lazy_labels(
         (IMAGE_LAYERS, digests),
         ("containerd.io/snapshot/remote/soci.size", layer.blob.size().to_string()),
         (LAYER_SIZES, sizes),
-        ("containerd.io/snapshot/remote/soci.index.digest", index.to_string()),
     ]
     .into_iter()
+    .chain(index.map(|index| ("containerd.io/snapshot/remote/soci.index.digest", index.to_string())))
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
 }
@@ -313,7 +323,7 @@ mod tests {
         let layers: Vec<Layer> = (0..200).map(layer).collect();
         let reference = Reference::parse("localhost:5000/a:1").unwrap();
         let manifest = layers[7].blob.clone();
-        let labels = lazy_labels(&reference, &manifest, &layers[3], &layers[3..], &digest_of(b"index"));
+        let labels = lazy_labels(&reference, &manifest, &layers[3], &layers[3..], Some(&digest_of(b"index")));
         assert!(labels.iter().all(|(key, value)| labels::fits(key, value)));
         let list = &labels["containerd.io/snapshot/cri.image-layers"];
         assert!(list.starts_with(&format!("{},{}", layers[3].blob.digest(), layers[4].blob.digest())));
@@ -322,7 +332,7 @@ mod tests {
         assert!(labels["containerd.io/snapshot/remote/image.layers.size"].starts_with("1003,1004"));
         assert_eq!(labels["containerd.io/snapshot.ref"], layers[3].chain_id.to_string());
         assert_eq!(labels["containerd.io/snapshot/cri.image-ref"], "localhost:5000/a:1");
-        let last = lazy_labels(&reference, &manifest, &layers[199], &layers[199..], &digest_of(b"index"));
+        let last = lazy_labels(&reference, &manifest, &layers[199], &layers[199..], None);
         assert_eq!(last["containerd.io/snapshot/cri.image-layers"], layers[199].blob.digest().to_string());
     }
 }
