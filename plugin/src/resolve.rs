@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use lazy_layer::{Attachment, BlobSource, Layer, LayerKey, LayerStore};
 use oci_registry::{Reference, Repository};
 use oci_spec::image::Digest;
@@ -16,6 +17,7 @@ mod index;
 mod registries;
 mod source;
 
+pub use content::ArtifactError;
 pub use registries::Registries;
 
 use crate::snapshot::LazyRecord;
@@ -217,6 +219,34 @@ impl Resolver {
     /// The registry clients.
     pub(crate) fn registries(&self) -> &Arc<Registries> {
         &self.registries
+    }
+
+    /// An image manifest.
+    pub(crate) async fn manifest(
+        &self,
+        namespace: Option<&str>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Bytes, ArtifactError> {
+        let containerd = self.containerd(namespace);
+        let limit = oci_registry::MAX_MANIFEST_SIZE;
+        let fetched =
+            fetch(containerd.as_ref(), &self.registries, repository, digest, What::Manifest, limit).await;
+        fetched.map(|(bytes, _)| bytes)
+    }
+
+    /// A small blob: an image's configuration.
+    pub(crate) async fn blob(
+        &self,
+        namespace: Option<&str>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Bytes, ArtifactError> {
+        let containerd = self.containerd(namespace);
+        let limit = oci_registry::MAX_MANIFEST_SIZE;
+        let fetched =
+            fetch(containerd.as_ref(), &self.registries, repository, digest, What::Blob, limit).await;
+        fetched.map(|(bytes, _)| bytes)
     }
 
     async fn index_of(self: &Arc<Self>, key: ImageKey) -> Option<IndexOutcome> {

@@ -25,21 +25,23 @@ pub(super) enum What {
     Blob,
 }
 
-/// A blob could not be had.
+/// A blob could not be had from anywhere.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
+pub enum ArtifactError {
+    /// The registry's answer.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// There is no client to ask it with.
     #[error(transparent)]
     Client(#[from] oci_registry::ClientError),
 }
 
-// === impl FetchError ===
+// === impl ArtifactError ===
 
-impl FetchError {
+impl ArtifactError {
     /// Whether the registry says that there is no such thing.
     pub(super) fn is_not_found(&self) -> bool {
-        matches!(self, FetchError::Registry(error) if error.is_not_found())
+        matches!(self, ArtifactError::Registry(error) if error.is_not_found())
     }
 }
 
@@ -51,7 +53,7 @@ pub(super) async fn fetch(
     digest: &Digest,
     what: What,
     limit: u64,
-) -> Result<(Bytes, Origin), FetchError> {
+) -> Result<(Bytes, Origin), ArtifactError> {
     if let Some(containerd) = containerd {
         match containerd.content().read_all(digest, limit).await {
             Ok(bytes) => return Ok((bytes, Origin::Containerd)),

@@ -1,0 +1,532 @@
+//! A layer's tar becomes a directory for overlayfs: owners, modes, times, attributes, links, devices, and whiteouts in overlayfs' own form.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use tar::{Archive, Entry, EntryType};
+
+use super::root::{Inside, Place, Root, is_directory, is_whiteout};
+
+/// `.wh.<name>` says that `<name>` of the layers below is not there any more.
+const WHITEOUT: &[u8] = b".wh.";
+/// Says that nothing of the directory's content in the layers below is there any more.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Names that aufs kept for itself.
+const AUFS: &[u8] = b".wh..wh.";
+
+/// What was read from one header.
+struct Attributes {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: Timespec,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Unpacks a tar into an empty directory. The reader is left where the tar ends.
+pub(super) fn apply(
+    tar: &mut impl Read,
+    at: &std::path::Path,
+    lower: &[PathBuf],
+    userxattr: bool,
+) -> io::Result<()> {
+    let root = Root::open(at, lower)?;
+    let mut layer = Applying {
+        root,
+        opaque: if userxattr { "user.overlay.opaque" } else { "trusted.overlay.opaque" },
+        directories: Vec::new(),
+    };
+    let mut archive = Archive::new(tar);
+    for entry in archive.entries()? {
+        layer.entry(&mut entry?)?;
+    }
+    layer.finish()
+}
+
+struct Applying {
+    root: Root,
+    opaque: &'static str,
+    /// Times of directories, which change as long as something is made in them.
+    directories: Vec<(Inside, Timespec)>,
+}
+
+// === impl Applying ===
+
+impl Applying {
+    fn entry(&mut self, entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
+        let kind = entry.header().entry_type();
+        if kind == EntryType::XGlobalHeader {
+            return Ok(());
+        }
+        let name = entry.path_bytes().into_owned();
+        let attributes = attributes(entry).map_err(|error| of(&name, error))?;
+        let path = Inside::of(&name).ok_or_else(|| of(&name, io::Error::other("not a usable name")))?;
+        self.make(entry, kind, &path, &attributes).map_err(|error| of(&name, error))
+    }
+
+    fn make(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        kind: EntryType,
+        path: &Inside,
+        attributes: &Attributes,
+    ) -> io::Result<()> {
+        let Some(place) = self.root.place(path)? else {
+            // The root is there; only its attributes are the layer's.
+            return self.dress_top(attributes);
+        };
+        if place.name == OPAQUE {
+            return self.make_opaque(path);
+        }
+        if place.name.starts_with(AUFS) {
+            return Ok(());
+        }
+        if let Some(hidden) = place.name.strip_prefix(WHITEOUT) {
+            return white_out(Place { parent: place.parent, name: hidden.to_vec() });
+        }
+        let there = place.stat()?;
+        let mut replaces_whiteout = false;
+        if let Some(stat) = &there {
+            replaces_whiteout = is_whiteout(stat);
+            if !(kind == EntryType::Directory && is_directory(stat)) {
+                place.clear()?;
+            }
+        }
+        match kind {
+            EntryType::Directory => {
+                if !there.as_ref().is_some_and(is_directory) {
+                    rustix::fs::mkdirat(&place.parent, place.name.as_slice(), Mode::from_raw_mode(0o700))?;
+                }
+                if replaces_whiteout {
+                    // The directory below is gone, not merged.
+                    place.set_xattr(self.opaque.as_bytes(), b"y")?;
+                }
+                self.directories.push((path.clone(), attributes.mtime));
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                let flags =
+                    OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(
+                    &place.parent,
+                    place.name.as_slice(),
+                    flags,
+                    Mode::from_raw_mode(0o600),
+                )?;
+                let copied = io::copy(entry, &mut std::fs::File::from(file))?;
+                if copied != entry.size() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            EntryType::Link => {
+                // Shares everything with its target, attributes included.
+                return self.hard_link(entry, &place);
+            }
+            EntryType::Symlink => {
+                let target =
+                    entry.link_name_bytes().ok_or_else(|| io::Error::other("a symbolic link to nothing"))?;
+                rustix::fs::symlinkat(target.as_ref(), &place.parent, place.name.as_slice())?;
+            }
+            EntryType::Char | EntryType::Block => {
+                let number = |part: io::Result<Option<u32>>| part.map(Option::unwrap_or_default);
+                let header = entry.header();
+                let device =
+                    rustix::fs::makedev(number(header.device_major())?, number(header.device_minor())?);
+                let kind =
+                    if kind == EntryType::Char { FileType::CharacterDevice } else { FileType::BlockDevice };
+                if kind == FileType::CharacterDevice && device == 0 {
+                    // It would hide a file of the layers below; only a whiteout may.
+                    return Err(io::Error::other("a device that overlayfs would take for a whiteout"));
+                }
+                rustix::fs::mknodat(
+                    &place.parent,
+                    place.name.as_slice(),
+                    kind,
+                    Mode::from_raw_mode(0o600),
+                    device,
+                )?;
+            }
+            EntryType::Fifo => {
+                rustix::fs::mknodat(
+                    &place.parent,
+                    place.name.as_slice(),
+                    FileType::Fifo,
+                    Mode::from_raw_mode(0o600),
+                    0,
+                )?;
+            }
+            other => {
+                return Err(io::Error::other(format!(
+                    "entries of type {:?} are not supported",
+                    char::from(other.as_byte())
+                )));
+            }
+        }
+        dress(&place, attributes, kind == EntryType::Symlink)
+    }
+
+    fn hard_link(&self, entry: &Entry<'_, impl Read>, place: &Place) -> io::Result<()> {
+        let target = entry.link_name_bytes().ok_or_else(|| io::Error::other("a hard link to nothing"))?;
+        let target =
+            Inside::of(&target).ok_or_else(|| io::Error::other("a hard link to an unusable name"))?;
+        let target = self.root.place(&target)?.ok_or_else(|| io::Error::other("a hard link to the root"))?;
+        rustix::fs::linkat(
+            &target.parent,
+            target.name.as_slice(),
+            &place.parent,
+            place.name.as_slice(),
+            AtFlags::empty(),
+        )?;
+        Ok(())
+    }
+
+    fn make_opaque(&self, path: &Inside) -> io::Result<()> {
+        let Some((directory, _)) = path.split() else { return Ok(()) };
+        let opened = self.root.directory(&directory)?;
+        let place = Place { parent: opened, name: b".".to_vec() };
+        place.set_xattr(self.opaque.as_bytes(), b"y")
+    }
+
+    fn dress_top(&mut self, attributes: &Attributes) -> io::Result<()> {
+        let place = Place { parent: self.root.top().try_clone_to_owned()?, name: b".".to_vec() };
+        self.directories.push((Inside::of(b"").ok_or(io::ErrorKind::InvalidInput)?, attributes.mtime));
+        dress(&place, attributes, false)
+    }
+
+    fn finish(self) -> io::Result<()> {
+        for (path, mtime) in self.directories.iter().rev() {
+            let place = match self.root.place(path)? {
+                Some(place) => place,
+                None => Place { parent: self.root.top().try_clone_to_owned()?, name: b".".to_vec() },
+            };
+            // It may have been replaced since.
+            if place.stat()?.as_ref().is_some_and(is_directory) {
+                set_time(&place, *mtime)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A 0/0 character device, unless the same layer has something of that name: whiteouts are about the layers below.
+fn white_out(place: Place) -> io::Result<()> {
+    if place.name.is_empty() || place.name == b"." || place.name == b".." || place.stat()?.is_some() {
+        return Ok(());
+    }
+    rustix::fs::mknodat(
+        &place.parent,
+        place.name.as_slice(),
+        FileType::CharacterDevice,
+        Mode::from_raw_mode(0o600),
+        0,
+    )?;
+    Ok(())
+}
+
+/// Owner first, since a change of it clears set-user-ID bits and capabilities.
+fn dress(place: &Place, attributes: &Attributes, is_link: bool) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
+    rustix::fs::chownat(
+        &place.parent,
+        place.name.as_slice(),
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
+    for (name, value) in &attributes.xattrs {
+        place.set_xattr(name, value)?;
+    }
+    if !is_link {
+        rustix::fs::chmodat(
+            &place.parent,
+            place.name.as_slice(),
+            Mode::from_raw_mode(attributes.mode),
+            AtFlags::empty(),
+        )?;
+    }
+    set_time(place, attributes.mtime)
+}
+
+fn set_time(place: &Place, mtime: Timespec) -> io::Result<()> {
+    let times = Timestamps { last_access: mtime, last_modification: mtime };
+    Ok(rustix::fs::utimensat(&place.parent, place.name.as_slice(), &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn attributes(entry: &mut Entry<'_, impl Read>) -> io::Result<Attributes> {
+    let header = entry.header();
+    let number =
+        |value: u64| u32::try_from(value).map_err(|_| io::Error::other("an owner that does not fit 32 bits"));
+    let mut attributes = Attributes {
+        mode: header.mode()? & 0o7777,
+        uid: number(header.uid()?)?,
+        gid: number(header.gid()?)?,
+        mtime: Timespec { tv_sec: i64::try_from(header.mtime()?).unwrap_or(0), tv_nsec: 0 },
+        xattrs: Vec::new(),
+    };
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(attributes) };
+    for extension in extensions {
+        let extension = extension?;
+        let (key, value) = (extension.key_bytes(), extension.value_bytes());
+        match key {
+            b"mtime" => {
+                if let Some(mtime) = std::str::from_utf8(value).ok().and_then(time) {
+                    attributes.mtime = mtime;
+                }
+            }
+            b"uid" | b"gid" => {
+                let text =
+                    std::str::from_utf8(value).map_err(|_| io::Error::other("an owner that is no number"))?;
+                let id = text.parse().map_err(|_| io::Error::other("an owner that is no number"))?;
+                if key == b"uid" { attributes.uid = id } else { attributes.gid = id }
+            }
+            _ if key.starts_with(b"GNU.sparse.") => {
+                // What follows is a map of the file, not the file.
+                return Err(io::Error::other("sparse files in PAX format are not supported"));
+            }
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    // overlayfs' own are not the image's to set: they can point anywhere in the layers below.
+                    if !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay.") {
+                        attributes.xattrs.push((name.to_vec(), value.to_vec()));
+                    }
+                }
+            }
+        }
+    }
+    Ok(attributes)
+}
+
+/// `-1.25`, as PAX writes times.
+fn time(text: &str) -> Option<Timespec> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    let digits: String = fraction.chars().chain(std::iter::repeat('0')).take(9).collect();
+    let nanos: i64 = digits.parse().ok()?;
+    if nanos == 0 {
+        return Some(Timespec { tv_sec: seconds, tv_nsec: 0 });
+    }
+    if whole.starts_with('-') {
+        // Nanoseconds count forward.
+        return Some(Timespec { tv_sec: seconds.checked_sub(1)?, tv_nsec: 1_000_000_000 - nanos });
+    }
+    Some(Timespec { tv_sec: seconds, tv_nsec: nanos })
+}
+
+fn of(name: &[u8], error: io::Error) -> io::Error {
+    let name: String = String::from_utf8_lossy(name).chars().take(200).collect();
+    io::Error::new(error.kind(), format!("{name:?}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    use std::path::Path;
+
+    use tar::{Builder, Header};
+
+    use super::*;
+
+    struct Tar(Builder<Vec<u8>>);
+
+    impl Tar {
+        fn new() -> Tar {
+            Tar(Builder::new(Vec::new()))
+        }
+
+        fn add(mut self, kind: EntryType, name: &str, link: &str, data: &[u8], mode: u32) -> Tar {
+            let mut header = Header::new_ustar();
+            // Written by hand: the builder refuses what an attacker would write.
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
+            header.set_entry_type(kind);
+            header.set_size(data.len() as u64);
+            header.set_mode(mode);
+            header.set_uid(1000);
+            header.set_gid(1001);
+            header.set_mtime(1_000_000);
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(3).unwrap();
+            header.set_cksum();
+            self.0.append(&header, data).unwrap();
+            self
+        }
+
+        fn pax(mut self, pairs: &[(&str, &[u8])]) -> Tar {
+            self.0.append_pax_extensions(pairs.iter().copied()).unwrap();
+            self
+        }
+
+        fn file(self, name: &str, data: &[u8]) -> Tar {
+            self.add(EntryType::Regular, name, "", data, 0o644)
+        }
+
+        fn directory(self, name: &str) -> Tar {
+            self.add(EntryType::Directory, name, "", b"", 0o750)
+        }
+
+        fn apply(self, at: &Path, lower: &[PathBuf]) -> io::Result<()> {
+            apply(&mut self.0.into_inner().unwrap().as_slice(), at, lower, false)
+        }
+    }
+
+    fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
+        let mut value = vec![0; 100];
+        let length = rustix::fs::lgetxattr(path, name, &mut value).ok()?;
+        value.truncate(length);
+        Some(value)
+    }
+
+    #[test]
+    fn everything_an_entry_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        Tar::new()
+            .directory("d/")
+            .add(EntryType::Regular, "d/suid", "", b"x", 0o4755)
+            .add(EntryType::Link, "d/hard", "d/suid", b"", 0)
+            .add(EntryType::Symlink, "link", "/etc/passwd", b"", 0o777)
+            .add(EntryType::Char, "null", "", b"", 0o666)
+            .add(EntryType::Fifo, "fifo", "", b"", 0o600)
+            .pax(&[
+                ("SCHILY.xattr.user.a", b"b"),
+                ("SCHILY.xattr.trusted.overlay.redirect", b"/x"),
+                ("mtime", b"12.5"),
+            ])
+            .file("d/attributes", b"")
+            .apply(at, &[])
+            .unwrap();
+        let stat = |name: &str| fs::symlink_metadata(at.join(name)).unwrap();
+        assert_eq!((stat("d").mode() & 0o7777, stat("d").mtime(), stat("d").uid()), (0o750, 1_000_000, 1000));
+        assert_eq!(
+            (stat("d/suid").mode() & 0o7777, stat("d/suid").gid(), stat("d/suid").nlink()),
+            (0o4755, 1001, 2)
+        );
+        assert_eq!(stat("d/suid").ino(), stat("d/hard").ino());
+        assert_eq!((stat("link").uid(), stat("link").mtime()), (1000, 1_000_000));
+        assert_eq!(stat("null").rdev(), rustix::fs::makedev(1, 3));
+        assert!(stat("fifo").file_type().is_fifo());
+        assert_eq!((stat("d/attributes").mtime(), stat("d/attributes").mtime_nsec()), (12, 500_000_000));
+        assert_eq!(xattr(&at.join("d/attributes"), "user.a").unwrap(), b"b");
+        assert_eq!(xattr(&at.join("d/attributes"), "trusted.overlay.redirect"), None);
+    }
+
+    #[test]
+    fn whiteouts_become_overlayfs_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        Tar::new()
+            .file("a/.wh.gone", b"")
+            .file("a/kept", b"1")
+            .file("a/.wh.kept", b"")
+            .file("b/.wh..wh..opq", b"")
+            .file("c/.wh.dir", b"")
+            .directory("c/dir")
+            .file(".wh..wh.plnk", b"")
+            .apply(at, &[])
+            .unwrap();
+        let gone = fs::symlink_metadata(at.join("a/gone")).unwrap();
+        assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
+        assert_eq!(fs::read(at.join("a/kept")).unwrap(), b"1");
+        assert_eq!(xattr(&at.join("b"), "trusted.overlay.opaque").unwrap(), b"y");
+        assert_eq!(xattr(&at.join("c/dir"), "trusted.overlay.opaque").unwrap(), b"y");
+        assert_eq!(xattr(&at.join("c"), "trusted.overlay.opaque"), None);
+        assert!(!at.join(".wh..wh.plnk").exists());
+    }
+
+    #[test]
+    fn nothing_gets_out() {
+        let outside = tempfile::tempdir().unwrap();
+        let secret = outside.path().join("secret");
+        fs::write(&secret, "untouched").unwrap();
+        let there = outside.path().to_str().unwrap();
+        for tar in [
+            Tar::new().file("../../../../../../etc/soci-was-here", b"x"),
+            Tar::new().add(EntryType::Symlink, "out", there, b"", 0o777).file("out/secret", b"overwritten"),
+            Tar::new()
+                .add(EntryType::Symlink, "out", "../../../../../../..", b"", 0o777)
+                .file("out/soci-was-here", b"x"),
+            Tar::new()
+                .add(EntryType::Symlink, "f", secret.to_str().unwrap(), b"", 0o777)
+                .file("f", b"overwritten"),
+            Tar::new()
+                .add(EntryType::Link, "hard", secret.to_str().unwrap(), b"", 0o777)
+                .file("hard", b"overwritten"),
+            Tar::new().add(EntryType::Symlink, "out", there, b"", 0o777).add(
+                EntryType::Link,
+                "h",
+                "out/secret",
+                b"",
+                0,
+            ),
+            Tar::new().add(EntryType::Symlink, "out", there, b"", 0o777).file("out/.wh.secret", b""),
+            Tar::new().add(EntryType::Symlink, "out", there, b"", 0o777).file("out/.wh..wh..opq", b""),
+            Tar::new().add(EntryType::Symlink, "out", there, b"", 0o777).directory("out"),
+            Tar::new().file(".wh...", b"").file("a/.wh..", b""),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            // Whether it is refused or confined is all the same.
+            let _ = tar.apply(dir.path(), &[]);
+            assert_eq!(fs::read(&secret).unwrap(), b"untouched");
+            assert_eq!(fs::metadata(&secret).unwrap().nlink(), 1);
+            assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+            assert_eq!(xattr(outside.path(), "trusted.overlay.opaque"), None);
+            assert!(fs::metadata(outside.path()).unwrap().uid() != 1000);
+        }
+        assert!(!Path::new("/etc/soci-was-here").exists() && !Path::new("/soci-was-here").exists());
+    }
+
+    #[test]
+    fn links_inside_are_followed_and_later_entries_replace_earlier_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        Tar::new()
+            .directory("usr/lib")
+            .add(EntryType::Symlink, "lib", "/usr/lib", b"", 0o777)
+            .file("lib/so", b"1")
+            .file("twice", b"1")
+            .file("twice", b"22")
+            .file("dir/f", b"1")
+            .file("dir", b"now a file")
+            .apply(at, &[])
+            .unwrap();
+        assert_eq!(fs::read(at.join("usr/lib/so")).unwrap(), b"1");
+        assert_eq!(fs::read(at.join("twice")).unwrap(), b"22");
+        assert_eq!(fs::read(at.join("dir")).unwrap(), b"now a file");
+    }
+
+    #[test]
+    fn directories_without_an_entry_look_as_below() {
+        let lower = tempfile::tempdir().unwrap();
+        fs::create_dir_all(lower.path().join("var/spool")).unwrap();
+        std::os::unix::fs::chown(lower.path().join("var/spool"), Some(7), Some(8)).unwrap();
+        rustix::fs::chmod(lower.path().join("var/spool"), Mode::from_raw_mode(0o1777)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        Tar::new().file("var/spool/new/x", b"").apply(dir.path(), &[lower.path().to_owned()]).unwrap();
+        let stat = |name: &str| fs::symlink_metadata(dir.path().join(name)).unwrap();
+        assert_eq!((stat("var/spool").mode() & 0o7777, stat("var/spool").uid()), (0o1777, 7));
+        assert_eq!((stat("var/spool/new").mode() & 0o7777, stat("var/spool/new").uid()), (0o755, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_done_right_is_refused() {
+        for tar in [
+            Tar::new().pax(&[("GNU.sparse.major", b"1")]).file("sparse", b"x"),
+            Tar::new().pax(&[("uid", b"99999999999")]).file("owner", b"x"),
+            Tar::new().add(EntryType::new(b'M'), "odd", "", b"", 0),
+            Tar::new().add(EntryType::Link, "h", "nothing", b"", 0),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            assert!(tar.apply(dir.path(), &[]).is_err());
+        }
+    }
+
+    #[test]
+    fn times_before_1970() {
+        let parts = |text| time(text).map(|time| (time.tv_sec, time.tv_nsec));
+        assert_eq!(parts("-1.25"), Some((-2, 750_000_000)));
+        assert_eq!(parts("-3"), Some((-3, 0)));
+        assert_eq!(parts("5.000000001"), Some((5, 1)));
+        assert_eq!(parts("x"), None);
+    }
+}
