@@ -1,5 +1,6 @@
 //! The running process of a container, and what surrounds it here: streams, terminal, signals.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use containerd_client::services::v1::{
@@ -103,12 +104,15 @@ impl Task {
                 .containerd
                 .request(WaitRequest { container_id: self.id.clone(), exec_id: String::new() });
             let mut client = self.containerd.tasks_client();
-            let error = match client.wait(request).await {
+            let status = match client.wait(request).await {
                 Ok(response) => return Ok(ExitStatus(response.into_inner().exit_status)),
-                Err(status) => StoreError::from_status("wait for task", self.id.as_str(), &status),
+                Err(status) => status,
             };
+            // A status with a source is not containerd's word but the connection's.
+            let lost = status.source().is_some();
+            let error = StoreError::from_status("wait for task", self.id.as_str(), &status);
             failures = failures.saturating_add(1);
-            if !error.is_transient() || failures > attempts {
+            if !(lost || error.is_transient()) || failures > attempts {
                 return Err(error);
             }
             tracing::debug!(%error, "containerd does not answer, asking again");
