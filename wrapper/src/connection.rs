@@ -10,6 +10,8 @@ use tonic::transport::Channel;
 
 use crate::error::Error;
 
+/// Our snapshotter's usual name among containerd's proxy plugins.
+pub(crate) const SNAPSHOTTER: &str = "soci";
 /// Where the daemon listens when nobody says otherwise.
 const DEFAULT_DAEMON_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
 /// The daemon's own environment variable for its address.
@@ -28,24 +30,25 @@ pub(crate) fn containerd(
     Ok(Containerd::new(connect(address, timeout)?, namespace))
 }
 
-/// The daemon behind the proxy plugin `snapshotter`, at the address that [`daemon_address`] finds.
+/// The daemon behind the snapshotter with this name; `None` where that is one of containerd's own.
 pub(crate) async fn daemon(
     containerd: &Containerd,
     snapshotter: &str,
-) -> Result<DaemonClient<Channel>, Error> {
-    let address = daemon_address(containerd, snapshotter).await;
-    Ok(DaemonClient::new(connect(&address, CONNECT_TIMEOUT)?))
+) -> Result<Option<DaemonClient<Channel>>, Error> {
+    match daemon_address(containerd, snapshotter).await {
+        Some(address) => Ok(Some(DaemonClient::new(connect(&address, CONNECT_TIMEOUT)?))),
+        None => Ok(None),
+    }
 }
 
 /// The daemon's socket: the environment's word, else what containerd's proxy plugin exports, else the default.
-async fn daemon_address(containerd: &Containerd, snapshotter: &str) -> PathBuf {
-    if let Some(address) = std::env::var_os(DAEMON_ADDRESS_VARIABLE).filter(|address| !address.is_empty()) {
-        return PathBuf::from(address);
+async fn daemon_address(containerd: &Containerd, snapshotter: &str) -> Option<PathBuf> {
+    let exported = exported_address(containerd, snapshotter).await.map(PathBuf::from);
+    if exported.is_none() && snapshotter != SNAPSHOTTER {
+        return None;
     }
-    match exported_address(containerd, snapshotter).await {
-        Some(address) => PathBuf::from(address),
-        None => PathBuf::from(DEFAULT_DAEMON_ADDRESS),
-    }
+    let environment = std::env::var_os(DAEMON_ADDRESS_VARIABLE).filter(|address| !address.is_empty());
+    environment.map(PathBuf::from).or(exported).or_else(|| Some(PathBuf::from(DEFAULT_DAEMON_ADDRESS)))
 }
 
 async fn exported_address(containerd: &Containerd, snapshotter: &str) -> Option<String> {

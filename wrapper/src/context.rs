@@ -1,6 +1,5 @@
 //! What every command starts from.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use soci_proto::daemon::daemon_client::DaemonClient;
@@ -15,8 +14,6 @@ use crate::error::Error;
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     containerd: Containerd,
-    address: PathBuf,
-    debug: bool,
     timeout: Option<Duration>,
 }
 
@@ -27,12 +24,7 @@ impl Context {
             tracing::debug!(root = %args.root.display(), "indices live in containerd's content store all the same");
         }
         let containerd = connection::containerd(&args.address, args.namespace.clone(), args.connect_timeout)?;
-        Ok(Context {
-            containerd,
-            address: args.address.clone(),
-            debug: args.debug,
-            timeout: (!args.timeout.is_zero()).then_some(args.timeout),
-        })
+        Ok(Context { containerd, timeout: (!args.timeout.is_zero()).then_some(args.timeout) })
     }
 
     /// containerd, in the namespace of the command line.
@@ -45,23 +37,13 @@ impl Context {
         self.containerd.namespace()
     }
 
-    /// Path of containerd's socket.
-    pub(crate) fn address(&self) -> &Path {
-        &self.address
-    }
-
-    /// `--debug`.
-    pub(crate) fn debug(&self) -> bool {
-        self.debug
-    }
-
     /// `--timeout`; applied to the whole command by `main`.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.timeout
     }
 
-    /// Our daemon's own service, behind the proxy plugin with this name.
-    pub(crate) async fn daemon(&self, snapshotter: &str) -> Result<DaemonClient<Channel>, Error> {
+    /// Our daemon's own service, behind the snapshotter with this name; `None` where that is one of containerd's own.
+    pub(crate) async fn daemon(&self, snapshotter: &str) -> Result<Option<DaemonClient<Channel>>, Error> {
         connection::daemon(&self.containerd, snapshotter).await
     }
 }

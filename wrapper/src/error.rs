@@ -37,9 +37,6 @@ pub(crate) enum Error {
     /// Ctrl-C, or a request to end.
     #[error("interrupted")]
     Interrupted,
-    /// The command exists, what it should do does not yet.
-    #[error("`soci {0}` is not implemented yet")]
-    NotImplemented(&'static str),
     /// A command's own kind of failure.
     #[error(transparent)]
     Command(Box<dyn StdError + Send + Sync>),

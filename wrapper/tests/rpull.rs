@@ -234,15 +234,13 @@ fn a_snapshotter_that_cannot_gets_the_layers() {
 
 #[test]
 fn without_a_usable_index_all_is_downloaded() {
-    for (n, wrong) in [None, Some(digest_of(b"nothing").to_string()), Some("sha256:short".to_owned())]
-        .into_iter()
-        .enumerate()
-    {
+    let none = digest_of(b"nothing").to_string();
+    for (asked, published) in [(None, false), (Some(none.as_str()), true), (Some("sha256:short"), true)] {
         let parts = Parts::start(Behaviour::Defer);
-        if n > 0 {
+        if published {
             parts.publish_index(1);
         }
-        let options: Vec<&str> = wrong.iter().flat_map(|digest| ["--soci-index-digest", digest]).collect();
+        let options: Vec<&str> = asked.iter().flat_map(|digest| ["--soci-index-digest", digest]).collect();
         let said = parts.rpull(&options).ok();
         assert_eq!(said.err.lines().count(), 1, "{}", said.err);
         assert!(said.err.starts_with("soci: no SOCI index"), "{}", said.err);
@@ -250,6 +248,16 @@ fn without_a_usable_index_all_is_downloaded() {
         parts.assert_fetched(&said, &[0, 1, 2]);
         parts.assert_pulled();
         assert_eq!(parts.stub.files(), ["file0", "file1", "file2"]);
+        // The snapshotter is asked once, and says in its log what it found; but not for what is no digest.
+        let events = parts.stub.events();
+        let prepared = events.iter().filter(|event| event.text.starts_with("prepare "));
+        for (n, event) in prepared.enumerate() {
+            let label = |key: &str| event.labels.get(key).map(String::as_str);
+            let is_asked = n == 0 && asked != Some("sha256:short");
+            assert_eq!(label("containerd.io/snapshot.ref").is_some(), is_asked);
+            let index = label("containerd.io/snapshot/remote/soci.index.digest");
+            assert_eq!(index, asked.filter(|_| is_asked));
+        }
     }
 }
 

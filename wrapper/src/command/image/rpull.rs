@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use oci_registry::platform::Platform;
-use oci_registry::{Credentials, Reference};
+use oci_registry::{Credentials, FetchedManifest, Reference};
 use oci_spec::image::{Descriptor, Digest};
 use soci_proto::daemon::AddCredentialsRequest;
 use soci_store::Image;
@@ -11,16 +11,14 @@ use soci_store::labels::{self, Labels};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use crate::connection::SNAPSHOTTER;
 use crate::context::Context;
 use crate::error::{Error, one_line};
-use crate::image::Layer;
+use crate::image::{Layer, Manifest};
 use crate::pull::{FoundIndex, IndexOutcome, PlatformImage, Puller, under_lease};
 use crate::registry::RegistryArgs;
 use crate::terminal::Progress;
 use crate::unpack::{Prepared, Unpacker};
-
-/// Our snapshotter's usual name among containerd's proxy plugins.
-const SNAPSHOTTER: &str = "soci";
 
 /// Arguments of `soci image rpull`.
 #[derive(Debug, clap::Args)]
@@ -82,10 +80,23 @@ struct Pull<'a> {
     credentials: Option<Credentials>,
 }
 
-/// What is lazy: the index, and the layers whose zTOC is in containerd's store.
-struct Lazy {
-    index: FoundIndex,
-    layers: HashSet<Digest>,
+/// Which layers the snapshotter is asked to mount from afar.
+enum Lazy {
+    /// Those whose zTOC is in containerd's store, by this index.
+    Indexed {
+        /// The index.
+        index: Digest,
+        /// Layers with a zTOC.
+        layers: HashSet<Digest>,
+    },
+    /// We have found no index. The snapshotter is asked all the same, with the first layer alone: it has the last word, and says in its log
+    /// what users look for there. Everything is downloaded meanwhile.
+    Unknown {
+        /// The index that the user asked for.
+        index: Option<Digest>,
+    },
+    /// None.
+    Nothing,
 }
 
 impl Pull<'_> {
@@ -95,27 +106,24 @@ impl Pull<'_> {
         let (fetched, manifest) = self.puller.choose(top, document, platform).await?;
         // The config on one way, the index and then its zTOCs on another.
         let artifacts = async {
-            let outcome = self.find_index(&fetched, &manifest).await;
-            match outcome {
-                Some(index) => {
-                    let layers = self.puller.fetch_ztocs(&index, &manifest).await.into_iter().collect();
-                    Some(Lazy { index, layers })
-                }
-                None => None,
-            }
+            let index = self.find_index(&fetched, &manifest).await?;
+            let layers = self.puller.fetch_ztocs(&index, &manifest).await;
+            Ok((index, layers.into_iter().collect::<HashSet<Digest>>()))
         };
         let image = self.puller.image(fetched.clone(), manifest.clone());
-        let (image, lazy) = tokio::join!(image, artifacts);
+        let (image, artifacts) = tokio::join!(image, artifacts);
         let image = image?;
-        let lazy = match lazy {
-            Some(lazy) => {
-                self.puller.store_index(&lazy.index, &image).await?;
-                Some(lazy).filter(|lazy| !lazy.layers.is_empty())
+        let lazy = match artifacts {
+            Ok((index, layers)) => {
+                self.puller.store_index(&index, &image).await?;
+                Lazy::Indexed { index: index.digest().clone(), layers }
             }
-            None => None,
+            Err(lazy) => lazy,
         };
-        self.introduce().await;
-        self.unpack(&image, lazy.as_ref()).await?;
+        if lazy.concerns_any(&image) {
+            self.introduce().await;
+        }
+        self.unpack(&image, &lazy).await?;
 
         let content = self.puller.containerd().content();
         if let Some(top_layer) = image.layers.last() {
@@ -129,28 +137,29 @@ impl Pull<'_> {
         Ok(())
     }
 
-    /// The index, or a line about why there is none to use: the image is pulled all the same.
-    async fn find_index(
-        &self,
-        fetched: &oci_registry::FetchedManifest,
-        manifest: &crate::image::Manifest,
-    ) -> Option<FoundIndex> {
+    /// The index, or a line about why there is none to use and what follows: the image is pulled all the same.
+    async fn find_index(&self, fetched: &FetchedManifest, manifest: &Manifest) -> Result<FoundIndex, Lazy> {
         let asked = self.args.soci_index_digest.as_deref().filter(|text| !text.is_empty());
-        let outcome = match asked.map(|text| soci_store::parse_digest(text).ok_or(text)) {
-            Some(Err(text)) => IndexOutcome::Unusable { reason: format!("{text:?} is no digest") },
-            Some(Ok(digest)) => self.puller.find_index(fetched, manifest, Some(&digest)).await,
-            None => self.puller.find_index(fetched, manifest, None).await,
+        let (outcome, lazy) = match asked.map(|text| soci_store::parse_digest(text).ok_or(text)) {
+            Some(Err(text)) => {
+                (IndexOutcome::Unusable { reason: format!("{text:?} is no digest") }, Lazy::Nothing)
+            }
+            Some(Ok(digest)) => {
+                let outcome = self.puller.find_index(fetched, manifest, Some(&digest)).await;
+                (outcome, Lazy::Unknown { index: Some(digest) })
+            }
+            None => (self.puller.find_index(fetched, manifest, None).await, Lazy::Unknown { index: None }),
         };
         let reason = match outcome {
             IndexOutcome::Found(found) => {
                 tracing::debug!(index = %found.digest(), "index found");
-                return Some(*found);
+                return Ok(*found);
             }
             IndexOutcome::None => "the image has none".to_owned(),
             IndexOutcome::Unusable { reason } => reason,
         };
         self.puller.progress().notice(&format!("no SOCI index, all layers are downloaded: {reason}"));
-        None
+        Err(lazy)
     }
 
     /// Tells the daemon how to talk to the registry, before it has to.
@@ -173,7 +182,8 @@ impl Pull<'_> {
             skip_verify: registry.skip_verify,
         };
         let handed_over = async {
-            let mut daemon = self.context.daemon(&self.args.snapshotter).await?;
+            // containerd's own snapshotters have no use for it.
+            let Some(mut daemon) = self.context.daemon(&self.args.snapshotter).await? else { return Ok(()) };
             let containerd = self.puller.containerd();
             containerd
                 .call("hand credentials to", "the snapshotter", daemon.add_credentials(request))
@@ -188,34 +198,24 @@ impl Pull<'_> {
     }
 
     /// Makes the snapshots, lowest layer first, while the layers that are needed arrive side by side.
-    async fn unpack(&self, image: &PlatformImage, lazy: Option<&Lazy>) -> Result<(), Error> {
-        let is_lazy = |layer: &Layer| lazy.is_some_and(|lazy| lazy.layers.contains(layer.blob.digest()));
+    async fn unpack(&self, image: &PlatformImage, lazy: &Lazy) -> Result<(), Error> {
         let mut downloads = Downloads::default();
         for layer in &image.layers {
-            if !is_lazy(layer) && !self.unpacker.has(&layer.chain_id).await? {
+            if !lazy.stays(layer) && !self.unpacker.has(&layer.chain_id).await? {
                 downloads.start(&self.puller, &layer.blob);
             }
         }
         let mut parent: Option<&Digest> = None;
         for (n, layer) in image.layers.iter().enumerate() {
-            let labels = match lazy {
-                Some(lazy) if is_lazy(layer) => {
-                    let rest = image.layers.get(n..).unwrap_or_default();
-                    let index = Some(lazy.index.digest());
-                    lazy_labels(self.puller.reference(), &image.descriptor, layer, rest, index)
+            let rest = image.layers.get(n..).unwrap_or_default();
+            let labels = match &lazy {
+                Lazy::Indexed { index, .. } if lazy.stays(layer) => {
+                    lazy_labels(self.puller.reference(), &image.descriptor, layer, rest, Some(index))
                 }
-                // Without an index the daemon is asked all the same, once: it has the last word, and says why in its log.
-                None if n == 0 => {
-                    let index = self.args.soci_index_digest.as_deref().and_then(soci_store::parse_digest);
-                    lazy_labels(
-                        self.puller.reference(),
-                        &image.descriptor,
-                        layer,
-                        &image.layers,
-                        index.as_ref(),
-                    )
+                Lazy::Unknown { index } if n == 0 => {
+                    lazy_labels(self.puller.reference(), &image.descriptor, layer, rest, index.as_ref())
                 }
-                _ => Labels::new(),
+                Lazy::Indexed { .. } | Lazy::Unknown { .. } | Lazy::Nothing => Labels::new(),
             };
             if let Prepared::Active { key, mounts } = self.unpacker.prepare(layer, parent, labels).await? {
                 // For a lazy layer this is the snapshotter's way to say that it cannot.
@@ -227,6 +227,22 @@ impl Pull<'_> {
             parent = Some(&layer.chain_id);
         }
         Ok(())
+    }
+}
+
+impl Lazy {
+    /// Whether the layer is left where it is, as far as we know.
+    fn stays(&self, layer: &Layer) -> bool {
+        matches!(self, Lazy::Indexed { layers, .. } if layers.contains(layer.blob.digest()))
+    }
+
+    /// Whether the snapshotter will have something to ask the registry for.
+    fn concerns_any(&self, image: &PlatformImage) -> bool {
+        match self {
+            Lazy::Indexed { .. } => image.layers.iter().any(|layer| self.stays(layer)),
+            Lazy::Unknown { .. } => true,
+            Lazy::Nothing => false,
+        }
     }
 }
 
@@ -275,7 +291,7 @@ fn lazy_labels(
     const LAYER_SIZES: &str = "containerd.io/snapshot/remote/image.layers.size";
     let digests = joined(IMAGE_LAYERS, rest.iter().map(|layer| layer.blob.digest().to_string()));
     let sizes = joined(LAYER_SIZES, rest.iter().map(|layer| layer.blob.size().to_string()));
-    [
+    let labels = [
         ("containerd.io/snapshot.ref", layer.chain_id.to_string()),
         ("containerd.io/snapshot/cri.image-ref", reference.to_string()),
         ("containerd.io/snapshot/cri.layer-digest", layer.blob.digest().to_string()),
@@ -283,11 +299,12 @@ fn lazy_labels(
         (IMAGE_LAYERS, digests),
         ("containerd.io/snapshot/remote/soci.size", layer.blob.size().to_string()),
         (LAYER_SIZES, sizes),
-    ]
-    .into_iter()
-    .chain(index.map(|index| ("containerd.io/snapshot/remote/soci.index.digest", index.to_string())))
-    .map(|(key, value)| (key.to_owned(), value))
-    .collect()
+    ];
+    labels
+        .into_iter()
+        .chain(index.map(|index| ("containerd.io/snapshot/remote/soci.index.digest", index.to_string())))
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
 }
 
 /// A comma list as long as containerd's limit on labels allows.
@@ -334,5 +351,6 @@ mod tests {
         assert_eq!(labels["containerd.io/snapshot/cri.image-ref"], "localhost:5000/a:1");
         let last = lazy_labels(&reference, &manifest, &layers[199], &layers[199..], None);
         assert_eq!(last["containerd.io/snapshot/cri.image-layers"], layers[199].blob.digest().to_string());
+        assert!(!last.contains_key("containerd.io/snapshot/remote/soci.index.digest"));
     }
 }
