@@ -161,12 +161,14 @@ impl<'a> Session<'a> {
         let flag = self.args.user.as_ref().map(super::UserFlag::value);
         let credentials = flag.filter(|flag| flag.as_credentials().is_some());
         let mut accounts = self.accounts(source, rootfs).await?;
+        let mut handed_over = false;
         if let Err(error) = &accounts
             && error.is_input_output()
             && let (Some(flag), Some(image)) = (credentials, image)
         {
             // The image is lazy and its registry does not let the daemon in: then these may be what it waits for.
             user::hand_over(self.context, &self.args.snapshotter, &image.record.name, flag).await;
+            handed_over = true;
             accounts = self.accounts(source, rootfs).await?;
         }
         let accounts = accounts.map_err(Error::command)?;
@@ -179,7 +181,9 @@ impl<'a> Session<'a> {
                 terminal::notice(&format!(
                     "--user names nobody in the image; it is taken as credentials for {host}"
                 ));
-                user::hand_over(self.context, &self.args.snapshotter, &image.record.name, flag).await;
+                if !handed_over {
+                    user::hand_over(self.context, &self.args.snapshotter, &image.record.name, flag).await;
+                }
                 Ok(user)
             }
             // Without an image there is no registry that credentials could be for.
