@@ -288,7 +288,7 @@ fn an_index_is_made_shown_pushed_recovered_and_removed() {
     assert_eq!(parts.lines(&["index", "ls", "-q"]), Vec::<String>::new());
     parts.soci(&["rebuild-db"]).ok();
     assert_eq!(parts.lines(&["index", "ls", "-q"]), index);
-    assert_eq!(parts.lines(&["ztoc", "ls", "-q"]), [ztoc.clone()]);
+    assert_eq!(parts.lines(&["ztoc", "ls", "-q"]), std::slice::from_ref(&ztoc));
 
     parts.soci(&["index", "rm", &index[0]]).ok();
     assert_eq!(parts.lines(&["index", "ls", "-q"]), Vec::<String>::new());
