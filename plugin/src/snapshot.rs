@@ -395,6 +395,7 @@ impl Shared {
             upper: self.tree.fs(own.id),
             work: self.tree.work(own.id),
             lower: ancestors.iter().map(|named| self.tree.fs(named.record.id)).collect(),
+            lazy: ancestors.first().is_some_and(|named| named.record.lazy.is_some()),
         };
         layers.mounts(self.options.overlay)
     }

@@ -64,6 +64,13 @@ pub struct Image {
 }
 
 impl Image {
+    /// Name of the top snapshot.
+    pub fn chain_id(&self) -> String {
+        let mut diff_ids = self.layers.iter().map(|layer| layer.diff_id.clone());
+        let lowest = diff_ids.next().expect("an image has a layer");
+        diff_ids.fold(lowest, |chain, diff_id| digest(format!("{chain} {diff_id}").as_bytes()))
+    }
+
     /// Bytes of all layers.
     pub fn size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.size).sum()

@@ -188,12 +188,29 @@ impl Stack {
         Process::start("soci", &mut self.soci_command(arguments), &log)
     }
 
-    /// The image's root file system, read-only, through a view of `snapshotter`; containerd's own client mounts it.
-    pub fn view(&self, snapshotter: &str, reference: &str) -> View<'_> {
-        let at = self.folder().join(format!("view-{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
+    /// The image's root file system, read-only, through a view of its top snapshot that containerd's own client makes.
+    pub fn view(&self, snapshotter: &str, image: &Image) -> View<'_> {
+        let key = format!("view-{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        let at = self.folder().join(&key);
         fs::create_dir(&at).unwrap();
-        self.ctr(&["image", "mount", "--snapshotter", snapshotter, reference, at.to_str().unwrap()]).ok();
-        View { stack: self, snapshotter: snapshotter.to_owned(), at }
+        let target = at.to_str().unwrap();
+        let chain = image.chain_id();
+        let mount = self
+            .ctr(&["snapshot", "--snapshotter", snapshotter, "view", "--target", target, &key, &chain])
+            .ok()
+            .out;
+        let view = View { stack: self, snapshotter: snapshotter.to_owned(), key, at };
+        run("sh", &["-ec", &mount]);
+        view
+    }
+
+    /// Ends the daemon, starts it again, and waits until containerd has found it again (it tries every few seconds).
+    pub fn restart_daemon(&mut self, signal: Signal) {
+        self.daemon.stop(signal);
+        self.daemon.launch();
+        eventually("containerd talks to the daemon", Duration::from_secs(20), || {
+            self.ctr(&["snapshot", "--snapshotter", "soci", "ls"]).success
+        });
     }
 
     /// Waits until the daemon has logged `text`.
@@ -209,6 +226,7 @@ impl Stack {
 pub struct View<'a> {
     stack: &'a Stack,
     snapshotter: String,
+    key: String,
     at: PathBuf,
 }
 
@@ -221,14 +239,8 @@ impl View<'_> {
 
 impl Drop for View<'_> {
     fn drop(&mut self) {
-        self.stack.ctr(&[
-            "image",
-            "unmount",
-            "--rm",
-            "--snapshotter",
-            &self.snapshotter,
-            self.at.to_str().unwrap(),
-        ]);
+        say(Command::new("umount").arg(&self.at));
+        self.stack.ctr(&["snapshot", "--snapshotter", &self.snapshotter, "rm", &self.key]);
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Layers {
     pub work: PathBuf,
     /// Directories of its ancestors, nearest first.
     pub lower: Vec<PathBuf>,
+    /// Whether the nearest of them is a lazily loaded layer.
+    pub lazy: bool,
 }
 
 /// What the kernel at hand wants to hear.
@@ -57,6 +59,9 @@ fn in_user_namespace(uid_map: &str) -> bool {
 
 impl Layers {
     /// A bind mount where there is nothing to overlay, else an overlay.
+    ///
+    /// A view of one lazy layer is an overlay too, with its own empty directory below: a FUSE mount without `default_permissions`
+    /// leaves permission bits to its server, overlayfs has the kernel check them.
     #[must_use]
     pub fn mounts(&self, options: OverlayOptions) -> Vec<Mount> {
         let readonly = self.kind != Kind::Active;
@@ -67,7 +72,7 @@ impl Layers {
         };
         match self.lower.as_slice() {
             [] => return vec![bind(&self.upper)],
-            [only] if readonly => return vec![bind(only)],
+            [only] if readonly && !self.lazy => return vec![bind(only)],
             _ => {}
         }
         let mut list = Vec::new();
@@ -75,7 +80,10 @@ impl Layers {
             list.push(format!("workdir={}", self.work.display()));
             list.push(format!("upperdir={}", self.upper.display()));
         }
-        let lower: Vec<String> = self.lower.iter().map(|path| path.display().to_string()).collect();
+        let mut lower: Vec<String> = self.lower.iter().map(|path| path.display().to_string()).collect();
+        if readonly && lower.len() == 1 {
+            lower.push(self.upper.display().to_string());
+        }
         list.push(format!("lowerdir={}", lower.join(":")));
         if options.userxattr {
             list.push("userxattr".into());
@@ -89,8 +97,13 @@ mod tests {
     use super::*;
 
     fn mounts(kind: Kind, lower: &[&str], userxattr: bool) -> Mount {
+        mounts_of(kind, lower, false, userxattr)
+    }
+
+    fn mounts_of(kind: Kind, lower: &[&str], lazy: bool, userxattr: bool) -> Mount {
         let layers = Layers {
             kind,
+            lazy,
             upper: "/s/9/fs".into(),
             work: "/s/9/work".into(),
             lower: lower.iter().map(PathBuf::from).collect(),
@@ -120,6 +133,14 @@ mod tests {
             mount.options,
             ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/2/fs:/s/1/fs", "userxattr"]
         );
+    }
+
+    #[test]
+    fn the_kernel_checks_permissions_of_a_view_of_one_lazy_layer() {
+        let mount = mounts_of(Kind::View, &["/s/1/fs"], true, false);
+        assert_eq!((mount.kind, mount.options), ("overlay", vec!["lowerdir=/s/1/fs:/s/9/fs".to_owned()]));
+        let mount = mounts_of(Kind::Active, &["/s/1/fs"], true, false);
+        assert_eq!(mount.options, ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/1/fs"]);
     }
 
     #[test]

@@ -17,10 +17,7 @@ fn wrong_or_missing_credentials_are_one_clear_line() {
         let error = stack.soci(&command).one_line_error();
         assert!(!error.contains("wrong-secret"), "{error}");
         assert!(error.contains(stack.registry.host()), "which registry? {error}");
-        assert!(
-            ["401", "nauthorized", "denied", "credentials"].iter().any(|word| error.contains(word)),
-            "{error}"
-        );
+        assert!(error.contains("not authorized"), "{error}");
     }
     assert!(stack.content().is_empty(), "nothing may be left of a refused pull");
     assert!(stack.mounts().is_empty());

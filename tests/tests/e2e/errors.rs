@@ -109,7 +109,10 @@ fn no_daemon() {
     let mut stack = Stack::start();
     let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
     stack.daemon.stop(rustix::process::Signal::TERM);
-    stack.rpull(&[], &reference).one_line_error();
+    let refused = stack.rpull(&[], &reference);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.lines().all(|line| line.starts_with("soci: ")), "{}", refused.err);
+    assert!(refused.err.contains("soci-snapshotter-grpc.sock"), "who is missing? {}", refused.err);
     stack.soci(&["image", "pull", "--user", &user(), &reference]).ok();
     assert_eq!(stack.soci_run("overlayfs", &[], &reference, &["echo", "up"]).ok().out, "up\n");
 }

@@ -85,7 +85,7 @@ fn changed_layer_bytes_are_an_error() {
     std::fs::write(&data, bytes).unwrap();
     stack.rpull(&[], &reference).ok();
     assert_eq!(stack.mounts().len(), 1);
-    let view = stack.view("soci", &reference);
+    let view = stack.view("soci", &image);
     let mut broken = 0;
     for name in ["bin/busybox", "bin/cat", BIG.0, "secret", "etc/passwd"] {
         let genuine = std::fs::read(stack.folder().join("small/programs").join(name)).unwrap();

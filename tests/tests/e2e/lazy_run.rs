@@ -101,7 +101,7 @@ fn setuid_programs_and_file_capabilities_work() {
     let image = rootfs::small(stack.folder());
     let (reference, _) = stack.publish(&image, "small:1", 64 * 1024);
     stack.rpull(&[], &reference).ok();
-    let view = stack.view("soci", &reference);
+    let view = stack.view("soci", &image);
     let root = view.path().to_str().unwrap();
     let as_plain = |program: &str| {
         let mut command = std::process::Command::new("chroot");

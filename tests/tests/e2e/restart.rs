@@ -40,8 +40,7 @@ fn daemon_restarted(signal: Signal) {
     stack.rpull(&[], &reference).ok();
     stack.soci_run("soci", &[], &reference, &["cat", "/etc/passwd"]).ok();
     let before = stack.registry.downloaded_of(&image.layers[0].digest);
-    stack.daemon.stop(signal);
-    stack.daemon.launch();
+    stack.restart_daemon(signal);
     let said = stack.soci_run("soci", &[], &reference, &["cat", "/etc/passwd"]).ok();
     assert!(said.out.contains("plain:x:1000"));
     assert_eq!(stack.mounts().len(), 1);
@@ -71,8 +70,7 @@ fn daemon_restarted_without_registry() {
     let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
     stack.rpull(&[], &reference).ok();
     stack.soci_run("soci", &[], &reference, &["cat", "/etc/passwd"]).ok();
-    stack.daemon.stop(Signal::TERM);
     stack.registry.stop();
-    stack.daemon.launch();
+    stack.restart_daemon(Signal::TERM);
     assert!(stack.soci_run("soci", &[], &reference, &["cat", "/etc/passwd"]).ok().out.contains("plain"));
 }

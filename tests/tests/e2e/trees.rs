@@ -12,11 +12,11 @@ fn lazy_equals_unpacked(packing: [Packing; 3], span: u64, mounts: usize) {
     let (reference, _) = stack.publish(&image, "varied:1", span);
     stack.rpull(&[], &reference).ok();
     assert_eq!(stack.mounts().len(), mounts);
-    let mut lazy = tree::read(stack.view("soci", &reference).path());
+    let mut lazy = tree::read(stack.view("soci", &image).path());
     stack.forget();
 
     stack.ctr(&["image", "pull", "--plain-http", "--user", &user(), &reference]).ok();
-    let unpacked = tree::read(stack.view("overlayfs", &reference).path());
+    let unpacked = tree::read(stack.view("overlayfs", &image).path());
     // containerd gives the root of a layer the time at which it was unpacked.
     let root = std::path::Path::new("");
     lazy.get_mut(root).unwrap().modified = unpacked[root].modified;
