@@ -15,6 +15,8 @@ const MAX_PATH: usize = 4096;
 const MAX_XATTRS: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);
 /// Name of the attribute that makes a directory hide those of the layers below.
 pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// What overlayfs believes of its layers, by the name of the attribute.
+const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// A node of the tree that [`TreeBuilder`] builds.
 ///
@@ -218,8 +220,8 @@ pub(crate) struct Node {
 ///   have: a file of this layer with that name wins, in whatever order they come, and a directory becomes opaque.
 /// * `.wh..wh..opq` makes its directory opaque: attribute `trusted.overlay.opaque`, value `y`.
 /// * Other names that begin with `.wh..wh.` are AUFS' own books. They are left out, but hard links may lead there.
-/// * Attributes `trusted.…` are left out (an image must not steer overlayfs), and so are those that Linux' file
-///   systems refuse (`com.apple.…`): containerd skips both when it unpacks.
+/// * Attributes `trusted.overlay.…` and `user.overlay.…` are left out (an image must not steer overlayfs), and so are those that
+///   Linux' file systems refuse (`com.apple.…`). Other `trusted.…` ones stay, as a tar extraction by root keeps them.
 #[derive(Debug)]
 pub struct TreeBuilder {
     nodes: Vec<Node>,
@@ -460,7 +462,8 @@ fn check_attributes(path: &[u8], attributes: &mut Attributes) -> Result<(), Tree
     }
     let xattrs = &mut attributes.xattrs;
     xattrs.retain(|xattr| {
-        !xattr.name.starts_with(b"trusted.") && layout::split_xattr_name(&xattr.name).is_some()
+        !OVERLAY.iter().any(|own| xattr.name.starts_with(own))
+            && layout::split_xattr_name(&xattr.name).is_some()
     });
     // The last of several comes first, then goes its own way.
     xattrs.reverse();

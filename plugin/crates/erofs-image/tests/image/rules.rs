@@ -168,6 +168,8 @@ fn attributes_that_an_image_must_not_have() {
     attributes.xattrs = vec![
         xattr("user.z", b"1"),
         xattr("trusted.overlay.redirect", b"/etc"),
+        xattr("user.overlay.metacopy", b""),
+        xattr("trusted.mark", b"root's"),
         xattr("com.apple.provenance", b"x"),
         xattr("system.other", b"x"),
         xattr("system.posix_acl_access", b"acl"),
@@ -182,8 +184,12 @@ fn attributes_that_an_image_must_not_have() {
     assert_eq!(file.permissions, 0o4755);
     let xattrs: Vec<_> =
         file.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
-    let expected: [(&[u8], &[u8]); 3] =
-        [(b"security.capability", b"cap"), (b"system.posix_acl_access", b"acl"), (b"user.z", b"2")];
+    let expected: [(&[u8], &[u8]); 4] = [
+        (b"security.capability", b"cap"),
+        (b"system.posix_acl_access", b"acl"),
+        (b"trusted.mark", b"root's"),
+        (b"user.z", b"2"),
+    ];
     assert_eq!(xattrs, expected);
 }
 
