@@ -248,7 +248,8 @@ fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientOptions {
     let http = &config.http;
     let docker: Arc<dyn CredentialSource> = Arc::new(DockerConfig::from_environment());
     let handed: Arc<dyn CredentialSource> = Arc::new(FromKeyring(Arc::clone(keyring)));
-    let hosts_dir = Some(PathBuf::from(&config.resolver.hosts_dir)).filter(|path| path.is_dir());
+    let folders = std::env::split_paths(&config.resolver.config_path);
+    let hosts_dir = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
     ClientOptions {
         connect_timeout: millis(http.dial_timeout_msec, 3_000),
         header_timeout: millis(http.response_header_timeout_msec, 3_000),

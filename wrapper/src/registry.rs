@@ -26,9 +26,9 @@ pub(crate) struct RegistryArgs {
     /// Refresh token for authorization server.
     #[arg(long, value_name = "TOKEN")]
     refresh: Option<String>,
-    /// Custom hosts configuration directory.
-    #[arg(long, value_name = "DIR")]
-    hosts_dir: Option<PathBuf>,
+    /// Custom hosts configuration directories; the first that has the host wins.
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    hosts_dir: Vec<PathBuf>,
     /// Path to TLS root CA.
     #[arg(long, value_name = "FILE")]
     tlscacert: Option<PathBuf>,

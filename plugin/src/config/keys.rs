@@ -266,10 +266,10 @@ tables! {
         auth_client_ttl_sec "resolver.auth_client_ttl_sec": Int(ANY) = 3_600;
         /// Accepted for upstream's sake: clients are always shared.
         enable_auth_client_sharing "resolver.enable_auth_client_sharing": Bool = false;
-        /// Mirrors of a host: tables with mirrors = [{host, insecure, request_timeout_sec}] (not used yet).
+        /// Mirrors of a host: tables with mirrors = [{host, insecure, request_timeout_sec}] (not used yet; config_path is).
         host "resolver.host": Hosts = BTreeMap::new();
-        /// Directory with <host>/hosts.toml files; empty for none (ours; refused by the registry client yet).
-        hosts_dir "resolver.hosts_dir": Text = "";
+        /// Directories with containerd's <host>/hosts.toml files, separated by colons as in containerd's key of this name; the first that has the host wins, empty for none (ours).
+        config_path "resolver.config_path": Text = "";
     }
     /// What becomes a lazy mount, and what happens at a restart.
     Snapshotter snapshotter {

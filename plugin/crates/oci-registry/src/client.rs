@@ -1,5 +1,6 @@
 //! The client: one per set of credentials and host options, cheap to clone.
 
+mod attempts;
 mod blob;
 mod manifest;
 mod push;
@@ -11,7 +12,7 @@ mod request;
 use crate::body::BlobStream;
 use crate::credentials::{CredentialSource, NoCredentials};
 use crate::error::{ClientError, RegistryError};
-use crate::host::{HostOptions, Transport};
+use crate::host::{Endpoints, HostOptions, Transport};
 use crate::platform::Platform;
 use crate::reference::{Reference, Repository};
 use crate::token::Tokens;
@@ -44,7 +45,7 @@ pub struct ClientOptions {
     pub min_backoff: Duration,
     /// The longest wait before a retry, also where the registry asks for a longer one.
     pub max_backoff: Duration,
-    /// Scheme and TLS.
+    /// Scheme, TLS and mirrors.
     pub hosts: HostOptions,
     /// Credentials.
     pub credentials: Arc<dyn CredentialSource>,
@@ -86,7 +87,7 @@ pub struct Client {
 #[derive(Debug)]
 pub(crate) struct Inner {
     options: Arc<ClientOptions>,
-    transport: Arc<Transport>,
+    endpoints: Endpoints,
     tokens: Tokens,
     redirects: Redirects,
 }
@@ -122,7 +123,7 @@ impl fmt::Debug for ClientOptions {
 // === impl Client ===
 
 impl Client {
-    /// A client. Reads certificates; opens no connection.
+    /// A client. Reads certificates; opens no connection. `hosts_dir` is read later, when a registry is asked.
     ///
     /// # Errors
     /// Where a certificate file cannot be used.
@@ -130,8 +131,9 @@ impl Client {
         let options = Arc::new(options);
         let transport = Transport::new(&options.hosts, &options.user_agent, options.connect_timeout)?;
         let transport = Arc::new(transport);
-        let tokens = Tokens::new(options.clone(), transport.clone());
-        Ok(Self { inner: Arc::new(Inner { options, transport, tokens, redirects: Redirects::default() }) })
+        let endpoints = Endpoints::new(options.clone(), transport);
+        let tokens = Tokens::new(options.clone());
+        Ok(Self { inner: Arc::new(Inner { options, endpoints, tokens, redirects: Redirects::default() }) })
     }
 
     /// What a reference names now: media type, digest, size. Nothing is downloaded where the registry tells.

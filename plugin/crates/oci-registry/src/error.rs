@@ -17,12 +17,42 @@ pub enum ClientError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A folder of `hosts.toml` files was given.
-    #[error("hosts.toml is not supported yet: {}", path.display())]
-    HostsDir {
-        /// The folder.
+    /// A `hosts.toml` that says what it cannot mean.
+    #[error("{}: {key} {reason}", path.display())]
+    HostsFile {
+        /// The file.
         path: PathBuf,
+        /// The key, or the line where it is not even TOML.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
     },
+    /// A folder of hosts, or a file in it, that cannot be read.
+    #[error("cannot read {}", path.display())]
+    HostsFolder {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A host whose name does not make a URL.
+    #[error("{host:?} does not make a URL")]
+    Address {
+        /// The host.
+        host: String,
+    },
+    /// No endpoint of a registry may be asked for this.
+    #[error("no endpoint of {domain} has the capability {capability}")]
+    NoEndpoint {
+        /// The registry.
+        domain: String,
+        /// The capability in question, in the words of `hosts.toml`.
+        capability: String,
+    },
+    /// The process is about to end.
+    #[error("the runtime is shutting down")]
+    Stopped,
     /// The TLS configuration as a whole.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
@@ -167,6 +197,16 @@ pub enum RegistryError {
     /// A tag or repository that the caller made up is not valid.
     #[error("invalid reference")]
     Reference(#[from] ReferenceError),
+    /// None of several endpoints gave it. The source is what the last one of the configuration said; see
+    /// [`RegistryError::answer`].
+    #[error("no endpoint gave it, tried {}", tried.join(", "))]
+    Endpoints {
+        /// The hosts, in the order in which they were asked.
+        tried: Vec<String>,
+        /// The error of the last one.
+        #[source]
+        last: Box<RegistryError>,
+    },
     /// The host's configuration is unusable.
     #[error("cannot talk to {host}")]
     Host {
@@ -184,6 +224,26 @@ impl RegistryError {
         Self::DigestMismatch { repository: repository.clone(), expected, actual }
     }
 
+    /// The error of the endpoint that counts: itself, but for [`RegistryError::Endpoints`].
+    pub fn answer(&self) -> &RegistryError {
+        match self {
+            Self::Endpoints { last, .. } => last.answer(),
+            other => other,
+        }
+    }
+
+    /// Whether another endpoint may do better: not where it is our own input that is wrong.
+    pub(crate) fn is_of_endpoint(&self) -> bool {
+        !matches!(
+            self,
+            Self::NoPlatform { .. }
+                | Self::Upload(_)
+                | Self::Reference(_)
+                | Self::Host { .. }
+                | Self::Endpoints { .. }
+        )
+    }
+
     /// Whether the same request may succeed later without anybody changing anything. Such a failure is never remembered.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -193,6 +253,7 @@ impl RegistryError {
             | Self::Length { .. } => true,
             Self::Status { status, .. } => is_transient_status(*status),
             Self::Token { transient, .. } => *transient,
+            Self::Endpoints { last, .. } => last.is_transient(),
             Self::NotFound { .. }
             | Self::Unauthorized { .. }
             | Self::Denied { .. }
@@ -208,7 +269,7 @@ impl RegistryError {
 
     /// How long the host asks to wait before the next try.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
-        match self {
+        match self.answer() {
             Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
             _ => None,
         }
@@ -216,7 +277,7 @@ impl RegistryError {
 
     /// Whether the registry says that there is no such thing.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound { .. })
+        matches!(self.answer(), Self::NotFound { .. })
     }
 }
 

@@ -1,13 +1,22 @@
-//! How to talk to a host: scheme, TLS, deadlines.
+//! How to talk to a host: which endpoints, scheme, TLS, deadlines.
 
+mod capabilities;
+mod endpoint;
+mod endpoints;
+mod folder;
+mod hosts_file;
 mod tls;
+mod transport;
 
-use crate::error::ClientError;
+pub(crate) use capabilities::Capabilities;
+pub(crate) use endpoint::Endpoint;
+pub(crate) use endpoints::Endpoints;
+pub(crate) use transport::Transport;
+
 use reqwest::Url;
 use std::path::PathBuf;
-use std::time::Duration;
 
-/// What is special about hosts. The same for every host that a client talks to.
+/// What is special about hosts: the same for every host that a client talks to, but for what `hosts_dir` says.
 #[derive(Clone, Debug, Default)]
 pub struct HostOptions {
     /// Plain HTTP: always (`Some(true)`), never, or (`None`) for loopback addresses alone, unless TLS settings below or
@@ -19,9 +28,9 @@ pub struct HostOptions {
     pub ca: Vec<PathBuf>,
     /// PEM files of a client certificate (chain) and its key, shown to registries but not to where they redirect.
     pub client_cert: Option<(PathBuf, PathBuf)>,
-    /// Folder of `hosts.toml` files in containerd's layout. Not read yet: a client refuses it, rather than going past a
-    /// mirror that somebody relies on.
-    pub hosts_dir: Option<PathBuf>,
+    /// Folders of `hosts.toml` files in containerd's layout; the first that has a folder for a registry is read, when the
+    /// registry is first asked and after every change. Empty for none.
+    pub hosts_dir: Vec<PathBuf>,
 }
 
 impl HostOptions {
@@ -45,69 +54,6 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     };
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn is_loopback_url(url: &Url) -> bool {
-    url.host_str().is_some_and(is_loopback)
-}
-
-/// The HTTP clients of one [`HostOptions`].
-#[derive(Debug)]
-pub(crate) struct Transport {
-    /// For registries.
-    pub(crate) registry: reqwest::Client,
-    /// For registries on loopback, where no proxy of the environment applies.
-    pub(crate) loopback: reqwest::Client,
-    /// For where they redirect to, and for token servers: no client certificate.
-    pub(crate) elsewhere: reqwest::Client,
-    /// The same, on loopback.
-    pub(crate) elsewhere_loopback: reqwest::Client,
-}
-
-impl Transport {
-    /// Reads certificates, so blocks for some milliseconds.
-    pub(crate) fn new(
-        options: &HostOptions,
-        user_agent: &str,
-        connect_timeout: Duration,
-    ) -> Result<Self, ClientError> {
-        if let Some(path) = &options.hosts_dir {
-            return Err(ClientError::HostsDir { path: path.clone() });
-        }
-        let roots = tls::roots(options)?;
-        let identity = tls::identity(options)?;
-        let with_identity = tls::config(options, roots.clone(), identity)?;
-        let without = tls::config(options, roots, None)?;
-        let builder = |tls: rustls::ClientConfig| {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls)
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .user_agent(user_agent)
-                .connect_timeout(connect_timeout)
-                .pool_idle_timeout(Duration::from_secs(60))
-                .pool_max_idle_per_host(16)
-                .tcp_keepalive(Duration::from_secs(30))
-                .tcp_nodelay(true)
-                .referer(false)
-        };
-        Ok(Self {
-            elsewhere_loopback: builder(without.clone()).no_proxy().build().map_err(ClientError::Http)?,
-            registry: builder(with_identity.clone()).build().map_err(ClientError::Http)?,
-            loopback: builder(with_identity).no_proxy().build().map_err(ClientError::Http)?,
-            elsewhere: builder(without).build().map_err(ClientError::Http)?,
-        })
-    }
-
-    /// The client for a registry's own URLs.
-    pub(crate) fn registry_for(&self, url: &Url) -> &reqwest::Client {
-        if is_loopback_url(url) { &self.loopback } else { &self.registry }
-    }
-
-    /// The client for any other URL.
-    pub(crate) fn elsewhere_for(&self, url: &Url) -> &reqwest::Client {
-        if is_loopback_url(url) { &self.elsewhere_loopback } else { &self.elsewhere }
-    }
 }
 
 #[cfg(test)]

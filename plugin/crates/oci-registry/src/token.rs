@@ -1,12 +1,12 @@
 //! Authorisation: what to send with a request, and how to get new.
 //!
-//! One slot for each (host, repository, access). However many requests are refused at a time, one task renews the slot,
+//! One slot for each (endpoint, repository, access). However many requests are refused at a time, one task renews the slot,
 //! and it runs to its end even if those who wait for it give up. A failure is told to those who wait and not remembered.
 
 use crate::challenge::Challenge;
 use crate::client::ClientOptions;
 use crate::error::{RegistryError, is_transient_status};
-use crate::host::Transport;
+use crate::host::Endpoint;
 use crate::reference::Repository;
 use crate::retry::Retry;
 use base64::Engine as _;
@@ -36,10 +36,12 @@ pub(crate) enum Access {
     Push,
 }
 
+/// What an authorisation is for. Never used for another: it goes to this endpoint alone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    repository: Repository,
-    access: Access,
+pub(crate) struct Key {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) repository: Repository,
+    pub(crate) access: Access,
 }
 
 /// A value for the `Authorization` header.
@@ -83,28 +85,22 @@ pub(crate) struct Tokens {
 
 struct Fetcher {
     options: Arc<ClientOptions>,
-    transport: Arc<Transport>,
 }
 
 // === impl Tokens ===
 
 impl Tokens {
-    pub(crate) fn new(options: Arc<ClientOptions>, transport: Arc<Transport>) -> Self {
-        Self { fetcher: Arc::new(Fetcher { options, transport }), slots: Mutex::default() }
+    pub(crate) fn new(options: Arc<ClientOptions>) -> Self {
+        Self { fetcher: Arc::new(Fetcher { options }), slots: Mutex::default() }
     }
 
     /// What is known to work, renewed where it is about to end. None where the host has not asked for any yet.
-    pub(crate) async fn current(
-        &self,
-        repository: &Repository,
-        access: Access,
-    ) -> Result<Option<Authorization>, RegistryError> {
-        let key = Key { repository: repository.clone(), access };
+    pub(crate) async fn current(&self, key: &Key) -> Result<Option<Authorization>, RegistryError> {
         let (id, renewal) = {
             let mut slots = self.slots.lock();
             let expired =
                 |authorization: &Authorization| authorization.expires.is_some_and(|at| at <= Instant::now());
-            match slots.slots.get(&key) {
+            match slots.slots.get(key) {
                 None => return Ok(None),
                 Some(Slot { state: State::Ready(found), .. }) if !expired(found) => {
                     return Ok(Some(found.clone()));
@@ -112,45 +108,42 @@ impl Tokens {
                 Some(Slot { state: State::Pending { id, renewal }, .. }) => (*id, renewal.clone()),
                 Some(Slot { challenge, .. }) => {
                     let challenge = challenge.clone();
-                    self.start(&mut slots, &key, challenge, None)
+                    self.start(&mut slots, key, challenge, None)
                 }
             }
         };
-        self.finish(&key, id, renewal).await.map(Some)
+        self.finish(key, id, renewal).await.map(Some)
     }
 
     /// Gets new authorisation after `refused` (or nothing) was answered with `challenge`.
     pub(crate) async fn renew(
         &self,
-        repository: &Repository,
-        access: Access,
+        key: &Key,
         challenge: Challenge,
         refused: Option<&Authorization>,
     ) -> Result<(), RegistryError> {
-        let key = Key { repository: repository.clone(), access };
         let (id, renewal) = {
             let mut slots = self.slots.lock();
             let refused_generation = refused.map_or(0, |authorization| authorization.generation);
-            match slots.slots.get(&key) {
+            match slots.slots.get(key) {
                 Some(Slot { state: State::Ready(found), .. }) if found.generation > refused_generation => {
                     return Ok(());
                 }
                 Some(Slot { state: State::Pending { id, renewal }, .. }) => (*id, renewal.clone()),
                 _ => self.start(
                     &mut slots,
-                    &key,
+                    key,
                     challenge,
                     refused.map(|authorization| authorization.header.clone()),
                 ),
             }
         };
-        self.finish(&key, id, renewal).await.map(|_| ())
+        self.finish(key, id, renewal).await.map(|_| ())
     }
 
     /// The challenge that was last followed for this; ECR refuses an expired token without repeating it.
-    pub(crate) fn last_challenge(&self, repository: &Repository, access: Access) -> Option<Challenge> {
-        let key = Key { repository: repository.clone(), access };
-        self.slots.lock().slots.get(&key).map(|slot| slot.challenge.clone())
+    pub(crate) fn last_challenge(&self, key: &Key) -> Option<Challenge> {
+        self.slots.lock().slots.get(key).map(|slot| slot.challenge.clone())
     }
 
     fn start(
@@ -197,7 +190,7 @@ impl Tokens {
                 }
             }
         }
-        outcome.map_err(|refusal| refusal.into_error(&key.repository))
+        outcome.map_err(|refusal| refusal.into_error(key))
     }
 }
 
@@ -210,11 +203,11 @@ impl std::fmt::Debug for Tokens {
 // === impl Refusal ===
 
 impl Refusal {
-    fn into_error(self, repository: &Repository) -> RegistryError {
-        let repository = repository.clone();
+    fn into_error(self, key: &Key) -> RegistryError {
+        let repository = key.repository.clone();
         match self {
             Self::Unauthorized { anonymous } => {
-                RegistryError::Unauthorized { host: repository.host().to_owned(), repository, anonymous }
+                RegistryError::Unauthorized { host: key.endpoint.host.clone(), repository, anonymous }
             }
             Self::Token { host, reason, transient } => {
                 RegistryError::Token { host, repository, reason, transient }
@@ -240,8 +233,8 @@ impl Fetcher {
         refused: Option<HeaderValue>,
         generation: u64,
     ) -> Result<Authorization, Refusal> {
-        let repository = &key.repository;
-        let credentials = self.options.credentials.credentials(repository.host(), repository.name()).await;
+        let source = &self.options.credentials;
+        let credentials = source.credentials(&key.endpoint.host, key.repository.name()).await;
         let anonymous = credentials.is_none();
         match challenge {
             Challenge::Basic => {
@@ -255,11 +248,12 @@ impl Fetcher {
                 }
             }
             Challenge::Bearer { realm, service, scope } => {
-                let realm = self.realm(repository, realm)?;
+                let realm = realm_url(&key.endpoint, realm)?;
                 let scopes = scopes(key, scope.as_deref());
                 let mut retry = Retry::new(&self.options);
                 loop {
-                    let asked = self.ask(&realm, service.as_deref(), &scopes, credentials.as_ref());
+                    let asked =
+                        self.ask(&key.endpoint, &realm, service.as_deref(), &scopes, credentials.as_ref());
                     let refusal = match asked.await {
                         Ok(answer) => return authorization(&realm, answer, generation),
                         Err(refusal) => refusal,
@@ -268,7 +262,7 @@ impl Fetcher {
                         return Err(refusal);
                     }
                     // Through the error, which knows what is worth a retry.
-                    if let Err(error) = retry.pause(refusal.clone().into_error(repository)).await {
+                    if let Err(error) = retry.pause(refusal.clone().into_error(key)).await {
                         tracing::debug!(%error, "no token");
                         return Err(refusal);
                     }
@@ -277,25 +271,9 @@ impl Fetcher {
         }
     }
 
-    /// The token server. It gets the credentials, so a registry on TLS cannot name one without.
-    fn realm(&self, repository: &Repository, realm: &str) -> Result<Url, Refusal> {
-        let wrong = |reason: &str| Refusal::Token {
-            host: repository.host().to_owned(),
-            reason: reason.to_owned(),
-            transient: false,
-        };
-        let url = Url::parse(realm).map_err(|_| wrong("the token server's address is not a URL"))?;
-        let base = self.options.hosts.base(repository.host());
-        let registry_is_plain = base.is_some_and(|base| base.scheme() == "http");
-        match url.scheme() {
-            "https" => Ok(url),
-            "http" if registry_is_plain => Ok(url),
-            _ => Err(wrong("the token server is not on https")),
-        }
-    }
-
     async fn ask(
         &self,
+        endpoint: &Endpoint,
         realm: &Url,
         service: Option<&str>,
         scopes: &[String],
@@ -304,7 +282,7 @@ impl Fetcher {
         let host = host_of(realm);
         let failed =
             |reason: String, transient: bool| Refusal::Token { host: host.clone(), reason, transient };
-        let http = self.transport.elsewhere_for(realm);
+        let http = endpoint.transport.elsewhere_for(realm);
         let service = service.map(|service| ("service", service));
         let request = match credentials {
             Some(credentials) if credentials.is_identity_token() => {
@@ -329,6 +307,13 @@ impl Fetcher {
                 }
             }
         };
+        // Where it is the registry itself, it may want them, too.
+        let own = realm.origin() == endpoint.base.origin();
+        let mut header = if own { endpoint.header.clone() } else { http::HeaderMap::new() };
+        if credentials.is_some() {
+            header.remove(AUTHORIZATION);
+        }
+        let request = request.headers(header);
         let deadline = self.options.connect_timeout.saturating_add(self.options.header_timeout);
         let exchange = async {
             let mut response = request.send().await?;
@@ -360,6 +345,21 @@ impl Fetcher {
     }
 }
 
+/// The token server. It gets the credentials, so a registry on TLS cannot name one without.
+fn realm_url(endpoint: &Endpoint, realm: &str) -> Result<Url, Refusal> {
+    let wrong = |reason: &str| Refusal::Token {
+        host: endpoint.host.clone(),
+        reason: reason.to_owned(),
+        transient: false,
+    };
+    let url = Url::parse(realm).map_err(|_| wrong("the token server's address is not a URL"))?;
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if endpoint.base.scheme() == "http" => Ok(url),
+        _ => Err(wrong("the token server is not on https")),
+    }
+}
+
 fn authorization(realm: &Url, answer: Answer, generation: u64) -> Result<Authorization, Refusal> {
     let token = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
     let header = token.and_then(|token| secret_header("Bearer", &token));
@@ -374,15 +374,19 @@ fn authorization(realm: &Url, answer: Answer, generation: u64) -> Result<Authori
     Ok(Authorization { header, generation, expires: Instant::now().checked_add(lifetime) })
 }
 
-/// Ours, and the registry's own where that is another (a mirror has its own names for repositories).
+/// Ours, and the registry's own where that is another; its own alone where it has other names for repositories.
 fn scopes(key: &Key, asked: Option<&str>) -> Vec<String> {
     let actions = match key.access {
         Access::Pull => "pull",
         Access::Push => "pull,push",
     };
     let own = format!("repository:{}:{actions}", key.repository.name());
+    let asked = asked.unwrap_or_default();
     let mut scopes = vec![own];
-    for scope in asked.unwrap_or_default().split(' ').filter(|scope| !scope.is_empty()).take(8) {
+    if key.endpoint.has_own_names() && !asked.trim().is_empty() {
+        scopes.clear();
+    }
+    for scope in asked.split(' ').filter(|scope| !scope.is_empty()).take(8) {
         if !scopes.iter().any(|known| known == scope) {
             scopes.push(scope.to_owned());
         }

@@ -1,13 +1,14 @@
 //! Whole blobs.
 
 use super::Inner;
+use super::attempts::Attempts;
 use super::range::check_part;
-use super::request::{Call, invalid, to_u64};
+use super::request::{Call, Fetched, invalid, to_u64};
 use crate::body::BlobStream;
 use crate::error::RegistryError;
+use crate::host::{Capabilities, Endpoint};
 use crate::reference::Repository;
-use crate::retry::Retry;
-use crate::token::host_of;
+use crate::token::{Access, host_of};
 use bytes::Bytes;
 use futures_util::stream::{StreamExt as _, try_unfold};
 use http::Method;
@@ -26,19 +27,58 @@ impl Inner {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
-        self.blob_exists(&self.blob_call(repository, Method::HEAD, digest)?).await
+        let attempts = self.attempts(repository, Capabilities::PULL).await?;
+        self.blob_exists(attempts, repository, digest, Access::Pull).await
     }
 
-    pub(super) async fn blob_exists(&self, call: &Call<'_>) -> Result<bool, RegistryError> {
-        let mut retry = Retry::new(&self.options);
+    pub(super) async fn blob_exists(
+        &self,
+        mut attempts: Attempts,
+        repository: &Repository,
+        digest: &Digest,
+        access: Access,
+    ) -> Result<bool, RegistryError> {
         loop {
-            let error = match self.fetch(call).await {
-                Ok(fetched) if fetched.response.status().is_success() => return Ok(true),
-                Ok(fetched) if fetched.response.status() == StatusCode::NOT_FOUND => return Ok(false),
-                Ok(fetched) => self.status_error(call, fetched.response).await,
+            let endpoint = attempts.endpoint()?;
+            let call = Call { access, ..Self::blob_call(&endpoint, repository, Method::HEAD, digest)? };
+            let error = match self.blob_exists_once(call).await {
+                Ok(()) => return Ok(true),
                 Err(error) => error,
             };
-            retry.pause(error).await?;
+            match attempts.failed(error).await {
+                Ok(()) => {}
+                Err(error) if error.is_not_found() => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether a blob is there; "not found" where the registry, not a storage behind it, says so. A storage may refuse
+    /// HEAD with any status, as its URLs are signed for GET: then the first byte is asked for.
+    async fn blob_exists_once(&self, mut call: Call<'_>) -> Result<(), RegistryError> {
+        let Fetched { response, elsewhere } = self.fetch(&call).await?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+        let Some(storage) = elsewhere else { return Err(self.status_error(&call, response).await) };
+        tracing::debug!(
+            host = host_of(&storage),
+            status = response.status().as_u16(),
+            "asking for the first byte"
+        );
+        call.method = Method::GET;
+        let call = call.header(RANGE, "bytes=0-0");
+        let Fetched { response, elsewhere } = self.fetch(&call).await?;
+        // An empty blob has no such range.
+        if response.status().is_success() || response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Ok(());
+        }
+        match (self.status_error(&call, response).await, elsewhere) {
+            (RegistryError::NotFound { .. }, Some(storage)) => {
+                let reason = "the registry says that it has the blob, which is not there";
+                Err(invalid(call.repository, &host_of(&storage), reason))
+            }
+            (error, _) => Err(error),
         }
     }
 
@@ -48,34 +88,37 @@ impl Inner {
         digest: &Digest,
         limit: u64,
     ) -> Result<Bytes, RegistryError> {
-        let call = self.blob_call(repository, Method::GET, digest)?;
-        let mut retry = Retry::new(&self.options);
-        let bytes = loop {
+        let mut attempts = self.blob_attempts(repository, digest).await?;
+        loop {
+            let call = Self::blob_call(&attempts.endpoint()?, repository, Method::GET, digest)?;
             let got = match self.fetch_blob(&call, digest).await {
                 Ok(response) => self.body(&call, response, limit).await,
                 Err(error) => Err(error),
             };
             match got {
-                Ok(bytes) => break bytes,
-                Err(error) => retry.pause(error).await?,
+                Ok(bytes) => {
+                    let actual = soci_index::digest_of(&bytes);
+                    if actual == *digest {
+                        return Ok(bytes);
+                    }
+                    let error = RegistryError::digest_mismatch(repository, digest.clone(), actual);
+                    attempts.failed(error).await?;
+                }
+                Err(error) => attempts.failed(error).await?,
             }
-        };
-        let actual = soci_index::digest_of(&bytes);
-        if actual != *digest {
-            return Err(RegistryError::digest_mismatch(repository, digest.clone(), actual));
         }
-        Ok(bytes)
     }
 
     /// Opens a blob at `offset`. The answer may start before it: then that many bytes are to be skipped.
     async fn open_blob(
         &self,
+        endpoint: &Arc<Endpoint>,
         repository: &Repository,
         descriptor: &Descriptor,
         offset: u64,
     ) -> Result<(Response, u64), RegistryError> {
         let size = descriptor.size();
-        let mut call = self.blob_call(repository, Method::GET, descriptor.digest())?;
+        let mut call = Self::blob_call(endpoint, repository, Method::GET, descriptor.digest())?;
         if offset > 0 {
             call = call.header(RANGE, &format!("bytes={offset}-"));
         }
@@ -104,7 +147,7 @@ struct Reading {
     offset: u64,
     /// Offset at which the last failure was seen.
     failed_at: u64,
-    retry: Retry,
+    attempts: Attempts,
     finished: bool,
 }
 
@@ -113,11 +156,11 @@ pub(super) async fn stream(
     repository: &Repository,
     descriptor: &Descriptor,
 ) -> Result<BlobStream, RegistryError> {
-    let mut retry = Retry::new(&inner.options);
+    let mut attempts = inner.blob_attempts(repository, descriptor.digest()).await?;
     let connection = loop {
-        match inner.open_blob(repository, descriptor, 0).await {
+        match inner.open_blob(&attempts.endpoint()?, repository, descriptor, 0).await {
             Ok(connection) => break connection,
-            Err(error) => retry.pause(error).await?,
+            Err(error) => attempts.failed(error).await?,
         }
     };
     let reading = Reading {
@@ -128,7 +171,7 @@ pub(super) async fn stream(
         hash: Sha256::new(),
         offset: 0,
         failed_at: 0,
-        retry,
+        attempts,
         finished: false,
     };
     let inner =
@@ -155,10 +198,10 @@ impl Reading {
                 Err(error) => {
                     self.connection = None;
                     if self.offset.saturating_sub(self.failed_at) >= GOOD_PROGRESS {
-                        self.retry.reset();
+                        self.attempts.reset();
                     }
                     self.failed_at = self.offset;
-                    self.retry.pause(error).await?;
+                    self.attempts.failed(error).await?;
                 }
             }
         }
@@ -170,7 +213,9 @@ impl Reading {
             Some(connection) => connection,
             None if self.offset >= self.descriptor.size() => return Ok(None),
             None => {
-                let opened = self.inner.open_blob(&self.repository, &self.descriptor, self.offset).await?;
+                let endpoint = self.attempts.endpoint()?;
+                let opened =
+                    self.inner.open_blob(&endpoint, &self.repository, &self.descriptor, self.offset).await?;
                 self.connection.insert(opened)
             }
         };

@@ -1,16 +1,18 @@
 //! Manifests: what a tag names, and the bytes.
 
+use super::attempts::Attempts;
 use super::request::{Call, content_length, invalid};
 use super::{FetchedManifest, Inner, MAX_MANIFEST_SIZE, ResolvedImage};
 use crate::error::RegistryError;
+use crate::host::{Capabilities, Endpoint};
 use crate::platform::{self, Platform};
 use crate::reference::Reference;
-use crate::retry::Retry;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, Method};
 use oci_spec::image::{Descriptor, Digest, ImageIndex, MediaType};
 use serde::Deserialize;
+use std::sync::Arc;
 
 const MEDIA_TYPES: [&str; 4] = [
     soci_index::INDEX_MEDIA_TYPE,
@@ -21,33 +23,61 @@ const MEDIA_TYPES: [&str; 4] = [
 
 impl Inner {
     pub(super) async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        let call = self.manifest_call(reference, Method::HEAD)?;
-        let mut retry = Retry::new(&self.options);
-        let response = loop {
-            match self.manifest_answer(&call).await {
-                Ok(response) => break Some(response),
-                // Some answer HEAD with errors that they do not answer GET with.
-                Err(RegistryError::Status { status: 400 | 405 | 501, .. }) => break None,
-                Err(error) => retry.pause(error).await?,
+        let mut attempts = self.manifest_attempts(reference).await?;
+        loop {
+            match self.resolve_at(&attempts.endpoint()?, reference).await {
+                Ok(descriptor) => return Ok(descriptor),
+                Err(error) => attempts.failed(error).await?,
             }
-        };
-        if let Some(response) = response
-            && let Some(descriptor) = descriptor_from(reference, response.headers())
-        {
-            return Ok(descriptor);
         }
-        Ok(self.manifest(reference).await?.descriptor)
+    }
+
+    async fn resolve_at(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        reference: &Reference,
+    ) -> Result<Descriptor, RegistryError> {
+        let call = Self::manifest_call(endpoint, reference, Method::HEAD)?;
+        let told = match self.manifest_answer(&call).await {
+            Ok(response) => descriptor_from(reference, response.headers()),
+            // Some answer HEAD with errors that they do not answer GET with.
+            Err(RegistryError::Status { status: 400 | 405 | 501, .. }) => None,
+            Err(error) => return Err(error),
+        };
+        match told {
+            Some(descriptor) => Ok(descriptor),
+            None => Ok(self.manifest_at(endpoint, reference).await?.descriptor),
+        }
     }
 
     pub(super) async fn manifest(&self, reference: &Reference) -> Result<FetchedManifest, RegistryError> {
-        let call = self.manifest_call(reference, Method::GET)?;
-        let mut retry = Retry::new(&self.options);
+        let attempts = self.manifest_attempts(reference).await?;
+        if !attempts.all_have(Capabilities::PULL) {
+            // Who is believed about the tag may not be asked for the content.
+            let digest = self.resolve(reference).await?.digest().clone();
+            let by_digest = reference.repository().with_digest(digest);
+            return self.manifest_from(self.manifest_attempts(&by_digest).await?, &by_digest).await;
+        }
+        self.manifest_from(attempts, reference).await
+    }
+
+    async fn manifest_from(
+        &self,
+        mut attempts: Attempts,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, RegistryError> {
         loop {
-            match self.manifest_once(reference, &call).await {
+            match self.manifest_at(&attempts.endpoint()?, reference).await {
                 Ok(manifest) => return Ok(manifest),
-                Err(error) => retry.pause(error).await?,
+                Err(error) => attempts.failed(error).await?,
             }
         }
+    }
+
+    /// Any endpoint will do for a digest, but not for a tag.
+    async fn manifest_attempts(&self, reference: &Reference) -> Result<Attempts, RegistryError> {
+        let needed = if reference.digest().is_some() { Capabilities::PULL } else { Capabilities::RESOLVE };
+        self.attempts(reference.repository(), needed).await
     }
 
     pub(super) async fn has_manifest(&self, reference: &Reference) -> Result<bool, RegistryError> {
@@ -93,8 +123,12 @@ impl Inner {
         Ok(ResolvedImage { top, manifest })
     }
 
-    fn manifest_call<'a>(&self, reference: &'a Reference, method: Method) -> Result<Call<'a>, RegistryError> {
-        let call = Call::new(self, reference.repository(), method, "manifests", reference.target())?;
+    fn manifest_call<'a>(
+        endpoint: &Arc<Endpoint>,
+        reference: &'a Reference,
+        method: Method,
+    ) -> Result<Call<'a>, RegistryError> {
+        let call = Call::new(endpoint, reference.repository(), method, "manifests", reference.target())?;
         Ok(call.header(ACCEPT, &MEDIA_TYPES.join(", ")).header(ACCEPT, "*/*"))
     }
 
@@ -107,19 +141,22 @@ impl Inner {
         }
     }
 
-    async fn manifest_once(
+    /// The manifest from this endpoint, asked once.
+    pub(super) async fn manifest_at(
         &self,
+        endpoint: &Arc<Endpoint>,
         reference: &Reference,
-        call: &Call<'_>,
     ) -> Result<FetchedManifest, RegistryError> {
+        let call = &Self::manifest_call(endpoint, reference, Method::GET)?;
         let response = self.manifest_answer(call).await?;
         let headers = response.headers().clone();
         let bytes = self.body(call, response, MAX_MANIFEST_SIZE).await?;
-        check_manifest(reference, &headers, bytes)
+        check_manifest(&endpoint.host, reference, &headers, bytes)
     }
 }
 
 fn check_manifest(
+    host: &str,
     reference: &Reference,
     headers: &HeaderMap,
     bytes: Bytes,
@@ -134,16 +171,12 @@ fn check_manifest(
     let (stated, sent) = (stated_media_type(&bytes), media_type_header(headers));
     let media_type = match (stated, sent) {
         (Some(stated), Some(sent)) if stated != sent && is_manifest_type(&sent) => {
-            return Err(invalid(
-                repository,
-                reference.host(),
-                "the manifest's media type is not that of the answer",
-            ));
+            return Err(invalid(repository, host, "the manifest's media type is not that of the answer"));
         }
         (Some(stated), _) => stated,
         (None, Some(sent)) => sent,
         (None, None) => {
-            return Err(invalid(repository, reference.host(), "the manifest has no media type"));
+            return Err(invalid(repository, host, "the manifest has no media type"));
         }
     };
     let size = super::request::to_u64(bytes.len());

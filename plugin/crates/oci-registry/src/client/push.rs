@@ -1,17 +1,17 @@
 //! Blobs and manifests into a registry.
 
+use super::attempts::Attempts;
 use super::manifest::digest_header;
 use super::request::{Call, Verdict, invalid, to_u64};
 use super::{Inner, MAX_MANIFEST_SIZE, PushedManifest};
 use crate::error::RegistryError;
 use crate::reference::{Reference, Repository};
-use crate::retry::Retry;
-use crate::token::host_of;
+use crate::token::{Access, host_of};
 use crate::upload::{BlobUpload, PushOutcome};
 use bytes::Bytes;
 use futures_util::stream::{Stream, StreamExt as _};
-use http::Method;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, Method};
 use oci_spec::image::{Descriptor, MediaType};
 use parking_lot::Mutex;
 use reqwest::{Body, Response, Url};
@@ -40,17 +40,22 @@ impl Inner {
         descriptor: &Descriptor,
         upload: &BlobUpload,
     ) -> Result<PushOutcome, RegistryError> {
-        let exists = self.blob_call(repository, Method::HEAD, descriptor.digest())?.push();
-        if self.blob_exists(&exists).await? {
-            return Ok(PushOutcome::Exists);
+        let mut attempts = self.push_attempts(repository).await?;
+        let endpoint = attempts.endpoint()?;
+        let look = Attempts::at(self, &endpoint);
+        match self.blob_exists(look, repository, descriptor.digest(), Access::Push).await {
+            Ok(true) => return Ok(PushOutcome::Exists),
+            Ok(false) => {}
+            // It names a place where the blob is not: bring it.
+            Err(error @ RegistryError::InvalidResponse { .. }) => tracing::debug!(%error, "pushing the blob"),
+            Err(error) => return Err(error),
         }
-        let begin = Call::new(self, repository, Method::POST, "blobs/uploads/", "")?.push();
+        let begin = Call::new(&endpoint, repository, Method::POST, "blobs/uploads/", "")?.push();
         let begin = Call { what: descriptor.digest().as_ref(), ..begin.header(CONTENT_LENGTH, "0") };
-        let mut retry = Retry::new(&self.options);
         loop {
             match self.push_blob_once(&begin, descriptor, upload).await {
                 Ok(()) => return Ok(PushOutcome::Pushed),
-                Err(error) => retry.pause(error).await?,
+                Err(error) => attempts.failed(error).await?,
             }
         }
     }
@@ -85,13 +90,13 @@ impl Inner {
         upload: &BlobUpload,
     ) -> Result<Response, RegistryError> {
         let is_registry = put.url.origin() == registry.origin();
-        let transport = &self.transport;
+        let transport = &put.endpoint.transport;
         let http =
             if is_registry { transport.registry_for(&put.url) } else { transport.elsewhere_for(&put.url) };
-        let mut renewed = false;
+        let (mut renewed, key) = (false, put.key());
         loop {
             let authorization = match is_registry {
-                true => self.tokens.current(put.repository, put.access).await?,
+                true => self.tokens.current(&key).await?,
                 false => None,
             };
             let watch = Arc::new(Mutex::new(Watch {
@@ -101,14 +106,16 @@ impl Inner {
                 error: None,
             }));
             let body = watched(upload, descriptor.size(), watch.clone());
-            let mut request = http
+            let mut headers = if is_registry { put.endpoint.header.clone() } else { HeaderMap::new() };
+            if let Some(authorization) = &authorization {
+                headers.insert(AUTHORIZATION, authorization.header.clone());
+            }
+            let request = http
                 .request(Method::PUT, put.url.clone())
+                .headers(headers)
                 .header(CONTENT_TYPE, soci_index::ZTOC_MEDIA_TYPE)
                 .header(CONTENT_LENGTH, descriptor.size())
                 .body(Body::wrap_stream(body));
-            if let Some(authorization) = &authorization {
-                request = request.header(AUTHORIZATION, authorization.header.clone());
-            }
             let outcome = self.watch(&host_of(&put.url), &watch, request.send()).await;
             if !matches!(&outcome, Ok(response) if response.status().is_success()) {
                 let watch = std::mem::replace(
@@ -138,7 +145,7 @@ impl Inner {
                 }
                 Verdict::Challenged(challenge) => {
                     renewed = true;
-                    self.tokens.renew(put.repository, put.access, challenge, authorization.as_ref()).await?;
+                    self.tokens.renew(&key, challenge, authorization.as_ref()).await?;
                 }
             }
         }
@@ -187,19 +194,20 @@ impl Inner {
             let (repository, what) = (repository.clone(), what.to_owned());
             return Err(RegistryError::TooLarge { repository, what, limit: MAX_MANIFEST_SIZE });
         }
-        let call = Call::new(self, repository, Method::PUT, "manifests", what)?.push();
+        let mut attempts = self.push_attempts(repository).await?;
+        let endpoint = attempts.endpoint()?;
+        let call = Call::new(&endpoint, repository, Method::PUT, "manifests", what)?.push();
         let call = call.header(CONTENT_TYPE, media_type).body(Bytes::copy_from_slice(bytes));
-        let mut retry = Retry::new(&self.options);
         let response = loop {
             let error = match self.send(&call).await {
                 Ok(response) if response.status().is_success() => break response,
                 Ok(response) => self.status_error(&call, response).await,
                 Err(error) => error,
             };
-            retry.pause(error).await?;
+            attempts.failed(error).await?;
         };
         if digest_header(response.headers()).is_some_and(|told| told != digest) {
-            return Err(invalid(repository, repository.host(), "it gives the manifest another digest"));
+            return Err(invalid(repository, &endpoint.host, "it gives the manifest another digest"));
         }
         let subject_listed = response.headers().contains_key("oci-subject");
         let descriptor = Descriptor::new(MediaType::from(media_type), to_u64(bytes.len()), digest);

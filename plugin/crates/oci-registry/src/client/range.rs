@@ -4,8 +4,8 @@ use super::Inner;
 use super::redirects::Key;
 use super::request::{Call, Fetched, invalid, to_u64};
 use crate::error::RegistryError;
+use crate::host::Endpoint;
 use crate::reference::Repository;
-use crate::retry::Retry;
 use crate::token::host_of;
 use bytes::{Bytes, BytesMut};
 use http::Method;
@@ -13,6 +13,7 @@ use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use oci_spec::image::Digest;
 use reqwest::{Response, StatusCode, Url};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Most memory that is set aside for a range before its bytes arrive.
 const MAX_RESERVE: u64 = 8 << 20;
@@ -27,24 +28,25 @@ impl Inner {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let call = self.blob_call(repository, Method::GET, digest)?;
-        let call = call.header(RANGE, &format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
-        let mut retry = Retry::new(&self.options);
+        let wanted = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        let mut attempts = self.blob_attempts(repository, digest).await?;
         loop {
+            let call = Self::blob_call(&attempts.endpoint()?, repository, Method::GET, digest)?;
+            let call = call.header(RANGE, &wanted);
             match self.blob_range_once(&call, digest, &range).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => retry.pause(error).await?,
+                Err(error) => attempts.failed(error).await?,
             }
         }
     }
 
     pub(super) fn blob_call<'a>(
-        &self,
+        endpoint: &Arc<Endpoint>,
         repository: &'a Repository,
         method: Method,
         digest: &'a Digest,
     ) -> Result<Call<'a>, RegistryError> {
-        let call = Call::new(self, repository, method, "blobs", digest.as_ref())?;
+        let call = Call::new(endpoint, repository, method, "blobs", digest.as_ref())?;
         Ok(call.header(ACCEPT_ENCODING, "identity"))
     }
 
@@ -55,7 +57,7 @@ impl Inner {
         digest: &Digest,
     ) -> Result<Response, RegistryError> {
         let key: Key = (call.repository.clone(), digest.clone());
-        if let Some(url) = self.redirects.get(&key) {
+        if let Some(url) = self.redirects.get(&key, &call.endpoint) {
             match self.send_elsewhere(call, &url).await {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) if !is_stale(response.status()) => {
@@ -77,9 +79,7 @@ impl Inner {
         if !response.status().is_success() {
             return Err(self.status_error(call, response).await);
         }
-        if let Some(url) = elsewhere {
-            self.redirects.put(key, url);
-        }
+        self.redirects.put(key, call.endpoint.clone(), elsewhere);
         Ok(response)
     }
 

@@ -1,14 +1,21 @@
-//! Where blobs really are: final URLs of redirects, so that a ranged read is one request and not two.
+//! Where blobs really are: the endpoint that has them, and the final URL of its redirects, so that a ranged read is one
+//! request and not two or more.
 
+use crate::host::Endpoint;
 use crate::reference::Repository;
 use oci_spec::image::Digest;
 use parking_lot::Mutex;
 use reqwest::Url;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// Most URLs that are kept; past that, those kept longest go.
+/// Most places that are kept; past that, those kept longest go.
 const MAX_URLS: usize = 4096;
+/// For how long a blob is looked for where it was found, before endpoints that come earlier are asked again: a mirror may
+/// have got it in the meantime.
+const PREFERENCE: Duration = Duration::from_secs(300);
 
 pub(crate) type Key = (Repository, Digest);
 
@@ -17,33 +24,56 @@ pub(crate) struct Redirects(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
-    urls: HashMap<Key, Url>,
+    places: HashMap<Key, Place>,
     order: VecDeque<Key>,
 }
 
+struct Place {
+    endpoint: Arc<Endpoint>,
+    /// None where it is the endpoint itself.
+    url: Option<Url>,
+    /// When the endpoint was chosen.
+    since: Instant,
+}
+
 impl Redirects {
-    pub(crate) fn get(&self, key: &Key) -> Option<Url> {
-        self.0.lock().urls.get(key).cloned()
+    /// The endpoint that has the blob, as far as is known.
+    pub(crate) fn endpoint(&self, key: &Key) -> Option<Arc<Endpoint>> {
+        let kept = self.0.lock();
+        let place = kept.places.get(key).filter(|place| place.since.elapsed() < PREFERENCE)?;
+        Some(place.endpoint.clone())
     }
 
-    pub(crate) fn put(&self, key: Key, url: Url) {
+    /// Where this endpoint's redirects end.
+    pub(crate) fn get(&self, key: &Key, endpoint: &Endpoint) -> Option<Url> {
+        let kept = self.0.lock();
+        let place = kept.places.get(key).filter(|place| *place.endpoint == *endpoint)?;
+        place.url.clone()
+    }
+
+    pub(crate) fn put(&self, key: Key, endpoint: Arc<Endpoint>, url: Option<Url>) {
         let mut kept = self.0.lock();
-        if kept.urls.insert(key.clone(), url).is_some() {
+        let now = Instant::now();
+        if let Some(place) = kept.places.get_mut(&key) {
+            let is_new = *place.endpoint != *endpoint || place.since.elapsed() >= PREFERENCE;
+            let since = if is_new { now } else { place.since };
+            *place = Place { endpoint, url, since };
             return;
         }
+        kept.places.insert(key.clone(), Place { endpoint, url, since: now });
         kept.order.push_back(key);
         if kept.order.len() > MAX_URLS
             && let Some(oldest) = kept.order.pop_front()
         {
-            kept.urls.remove(&oldest);
+            kept.places.remove(&oldest);
         }
     }
 
     /// Forgets a URL that stopped working, unless there is a newer one already.
     pub(crate) fn forget(&self, key: &Key, stale: &Url) {
         let mut kept = self.0.lock();
-        if kept.urls.get(key) == Some(stale) {
-            kept.urls.remove(key);
+        if kept.places.get(key).is_some_and(|place| place.url.as_ref() == Some(stale)) {
+            kept.places.remove(key);
             kept.order.retain(|other| other != key);
         }
     }
@@ -52,7 +82,7 @@ impl Redirects {
 impl fmt::Debug for Redirects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the URLs: signatures in them are as good as passwords.
-        write!(f, "Redirects({})", self.0.lock().urls.len())
+        write!(f, "Redirects({})", self.0.lock().places.len())
     }
 }
 
@@ -69,21 +99,30 @@ mod tests {
         Url::parse(&format!("http://storage/{number}?sig=hunter2")).unwrap()
     }
 
+    fn endpoint() -> Arc<Endpoint> {
+        Arc::new(Endpoint::of_tests("http://localhost:5000/v2/"))
+    }
+
     #[test]
     fn keeps_forgets_and_is_bounded() {
         let redirects = Redirects::default();
+        let (here, there) = (endpoint(), endpoint());
         for number in 0..=MAX_URLS {
-            redirects.put(key(number), url(number));
+            redirects.put(key(number), here.clone(), Some(url(number)));
         }
-        assert_eq!(redirects.get(&key(0)), None);
-        assert_eq!(redirects.get(&key(1)), Some(url(1)));
-        redirects.put(key(1), url(7));
+        assert_eq!(redirects.get(&key(0), &here), None);
+        assert_eq!(redirects.get(&key(1), &here), Some(url(1)));
+        assert_eq!(redirects.get(&key(1), &there), None);
+        redirects.put(key(1), here.clone(), Some(url(7)));
         redirects.forget(&key(1), &url(1));
-        assert_eq!(redirects.get(&key(1)), Some(url(7)));
+        assert_eq!(redirects.get(&key(1), &here), Some(url(7)));
         redirects.forget(&key(1), &url(7));
-        assert_eq!(redirects.get(&key(1)), None);
+        assert_eq!(redirects.get(&key(1), &here), None);
+        redirects.put(key(2), there.clone(), None);
+        assert_eq!(redirects.get(&key(2), &here), None);
+        assert!(redirects.endpoint(&key(2)).is_some_and(|endpoint| endpoint == there));
         assert!(!format!("{redirects:?}").contains("hunter2"));
         let kept = redirects.0.lock();
-        assert_eq!(kept.urls.len(), kept.order.len());
+        assert_eq!(kept.places.len(), kept.order.len());
     }
 }

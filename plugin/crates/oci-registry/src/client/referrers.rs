@@ -4,13 +4,14 @@ use super::manifest::media_type_header;
 use super::request::{Call, is_redirect};
 use super::{Inner, MAX_MANIFEST_SIZE};
 use crate::error::RegistryError;
+use crate::host::{Capabilities, Endpoint};
 use crate::reference::{Reference, Repository};
-use crate::retry::Retry;
 use http::header::{ACCEPT, LINK};
 use http::{HeaderMap, Method};
 use oci_spec::image::{Descriptor, Digest};
 use reqwest::{StatusCode, Url};
 use soci_index::fallback::{self, ReferrersIndex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Pages of a list that are read.
@@ -25,22 +26,51 @@ impl Inner {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        if let Some(found) = self.referrers_by_api(repository, subject, artifact_type).await? {
+        let mut attempts =
+            self.attempts(repository, Capabilities::RESOLVE.and(Capabilities::REFERRERS)).await?;
+        loop {
+            let error =
+                match self.referrers_at(&attempts.endpoint()?, repository, subject, artifact_type).await {
+                    Ok(found) if !found.is_empty() => return Ok(found),
+                    // A mirror that has none says nothing about the registry.
+                    Ok(_) => {
+                        RegistryError::NotFound { repository: repository.clone(), what: subject.to_string() }
+                    }
+                    Err(error) => error,
+                };
+            match attempts.failed(error).await {
+                Ok(()) => {}
+                Err(error) if error.is_not_found() => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn referrers_at(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        repository: &Repository,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        if let Some(found) = self.referrers_by_api(endpoint, repository, subject, artifact_type).await? {
             return Ok(found);
         }
-        tracing::debug!(%repository, %subject, "no referrers API, reading the fallback tag");
+        tracing::debug!(%repository, %subject, host = endpoint.host, "no referrers API, reading the fallback tag");
         let tag = repository.with_tag(&fallback::tag(subject))?;
-        Ok(self.fallback_list(&tag).await?.map(|list| list.referrers(artifact_type)).unwrap_or_default())
+        let list = self.fallback_list(endpoint, &tag).await?;
+        Ok(list.map(|list| list.referrers(artifact_type)).unwrap_or_default())
     }
 
     /// None where the registry has no such API. Those without answer in many ways: 404, 400, 405, a page to log in on.
     async fn referrers_by_api(
         &self,
+        endpoint: &Arc<Endpoint>,
         repository: &Repository,
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
-        let mut call = Call::new(self, repository, Method::GET, "referrers", subject.as_ref())?;
+        let mut call = Call::new(endpoint, repository, Method::GET, "referrers", subject.as_ref())?;
         call = call.header(ACCEPT, soci_index::INDEX_MEDIA_TYPE);
         call.url.query_pairs_mut().append_pair("artifactType", artifact_type);
         let mut found = Vec::new();
@@ -60,39 +90,46 @@ impl Inner {
         &self,
         call: &Call<'_>,
     ) -> Result<Option<(ReferrersIndex, Option<Url>)>, RegistryError> {
-        let mut retry = Retry::new(&self.options);
-        loop {
-            let error = match self.send(call).await {
-                Ok(response) if response.status() == StatusCode::OK => {
-                    let is_page =
-                        media_type_header(response.headers()).is_some_and(|t| t.starts_with("text/"));
-                    let next = next_page(&call.url, response.headers());
-                    match self.body(call, response, MAX_MANIFEST_SIZE).await {
-                        Ok(body) if !is_page => {
-                            return Ok(ReferrersIndex::parse(&body).ok().map(|list| (list, next)));
-                        }
-                        Ok(_) => return Ok(None),
-                        Err(error) => error,
-                    }
-                }
-                Ok(response) if is_redirect(response.status()) || is_unsupported(response.status()) => {
-                    return Ok(None);
-                }
-                Ok(response) => self.status_error(call, response).await,
-                // Some protect what they do not have; the fallback tag tells whether we may read at all.
-                Err(RegistryError::Denied { .. } | RegistryError::Unauthorized { .. }) => return Ok(None),
-                Err(error) => error,
-            };
-            retry.pause(error).await?;
+        let response = match self.send(call).await {
+            Ok(response) if response.status() == StatusCode::OK => response,
+            Ok(response) if is_redirect(response.status()) || is_unsupported(response.status()) => {
+                return Ok(None);
+            }
+            Ok(response) => return Err(self.status_error(call, response).await),
+            // Some protect what they do not have; the fallback tag tells whether we may read at all.
+            Err(RegistryError::Denied { .. } | RegistryError::Unauthorized { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let is_page = media_type_header(response.headers()).is_some_and(|t| t.starts_with("text/"));
+        let next = next_page(&call.url, response.headers());
+        let body = self.body(call, response, MAX_MANIFEST_SIZE).await?;
+        if is_page {
+            return Ok(None);
         }
+        Ok(ReferrersIndex::parse(&body).ok().map(|list| (list, next)))
     }
 
     /// The list under the fallback tag; none where there is no such tag.
-    async fn fallback_list(&self, tag: &Reference) -> Result<Option<ReferrersIndex>, RegistryError> {
-        match self.manifest(tag).await {
+    async fn fallback_list(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        tag: &Reference,
+    ) -> Result<Option<ReferrersIndex>, RegistryError> {
+        match self.manifest_at(endpoint, tag).await {
             Ok(manifest) => Ok(Some(ReferrersIndex::parse(&manifest.bytes).unwrap_or_default())),
             Err(RegistryError::NotFound { .. } | RegistryError::Status { status: 400, .. }) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The list where it is written, not what a mirror has of it.
+    async fn list_to_write(&self, tag: &Reference) -> Result<ReferrersIndex, RegistryError> {
+        let mut attempts = self.push_attempts(tag.repository()).await?;
+        loop {
+            match self.fallback_list(&attempts.endpoint()?, tag).await {
+                Ok(list) => return Ok(list.unwrap_or_default()),
+                Err(error) => attempts.failed(error).await?,
+            }
         }
     }
 
@@ -111,7 +148,7 @@ impl Inner {
         let tag = repository.with_tag(&fallback::tag(subject))?;
         // Another writer may come between our reading and our writing; there is no way to lock, so look again.
         for attempt in 0..MAX_WRITES {
-            let mut list = self.fallback_list(&tag).await?.unwrap_or_default();
+            let mut list = self.list_to_write(&tag).await?;
             if !list.put(descriptor) {
                 return Ok(());
             }

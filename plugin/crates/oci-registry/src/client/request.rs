@@ -3,14 +3,16 @@
 use super::Inner;
 use crate::challenge::Challenge;
 use crate::error::RegistryError;
+use crate::host::Endpoint;
 use crate::reference::Repository;
-use crate::token::{Access, describe, host_of};
+use crate::token::{Access, Key, describe, host_of};
 use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, Method};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 /// Redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 5;
@@ -19,9 +21,10 @@ const MAX_RENEWALS: usize = 2;
 /// What is read of the body of an error, in bytes.
 const MAX_ERROR_BODY: usize = 8 << 10;
 
-/// A request to a registry.
+/// A request to an endpoint of a registry.
 #[derive(Clone, Debug)]
 pub(super) struct Call<'a> {
+    pub(super) endpoint: Arc<Endpoint>,
     pub(super) repository: &'a Repository,
     pub(super) access: Access,
     pub(super) method: Method,
@@ -52,18 +55,21 @@ pub(super) enum Verdict {
 
 impl<'a> Call<'a> {
     pub(super) fn new(
-        inner: &Inner,
+        endpoint: &Arc<Endpoint>,
         repository: &'a Repository,
         method: Method,
         path: &'a str,
         what: &'a str,
     ) -> Result<Self, RegistryError> {
         let separator = if path.ends_with('/') { "" } else { "/" };
-        let path = format!("v2/{}/{path}{separator}{what}", repository.name());
-        let url = inner.options.hosts.base(repository.host()).and_then(|base| base.join(&path).ok());
-        let url =
-            url.ok_or_else(|| invalid(repository, repository.host(), "its name does not make a URL"))?;
+        let path = format!("{}/{path}{separator}{what}", repository.name());
+        let mut url = (endpoint.base.join(&path))
+            .map_err(|_| invalid(repository, &endpoint.host, "its name does not make a URL"))?;
+        if let Some(namespace) = &endpoint.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
         Ok(Self {
+            endpoint: endpoint.clone(),
             repository,
             access: Access::Pull,
             method,
@@ -90,6 +96,18 @@ impl<'a> Call<'a> {
         Self { body, ..self }
     }
 
+    /// What it has to be authorised for.
+    pub(super) fn key(&self) -> Key {
+        Key { endpoint: self.endpoint.clone(), repository: self.repository.clone(), access: self.access }
+    }
+
+    /// Its headers and those that the configuration has for the endpoint.
+    pub(super) fn all_headers(&self) -> HeaderMap {
+        let mut headers = self.endpoint.header.clone();
+        headers.extend(self.headers.clone());
+        headers
+    }
+
     pub(super) fn at(&self, url: Url) -> Self {
         Self { url, ..self.clone() }
     }
@@ -100,18 +118,18 @@ impl<'a> Call<'a> {
 impl Inner {
     /// Sends a call with whatever authorisation the registry asks for. Any status but "not authorised" is an answer.
     pub(super) async fn send(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let http = self.transport.registry_for(&call.url);
-        let host = host_of(&call.url);
+        let http = call.endpoint.transport.registry_for(&call.url);
+        let (host, key) = (host_of(&call.url), call.key());
         let mut renewals = 0_usize;
         loop {
-            let authorization = self.tokens.current(call.repository, call.access).await?;
-            let mut request =
-                http.request(call.method.clone(), call.url.clone()).headers(call.headers.clone());
+            let authorization = self.tokens.current(&key).await?;
+            let mut headers = call.all_headers();
+            if let Some(authorization) = &authorization {
+                headers.insert(AUTHORIZATION, authorization.header.clone());
+            }
+            let mut request = http.request(call.method.clone(), call.url.clone()).headers(headers);
             if !call.body.is_empty() {
                 request = request.body(call.body.clone());
-            }
-            if let Some(authorization) = &authorization {
-                request = request.header(AUTHORIZATION, authorization.header.clone());
             }
             let response = self.exchange(&host, self.head_deadline(), request.send()).await?;
             let challenge = match self.challenge(call, response).await? {
@@ -122,7 +140,7 @@ impl Inner {
                 return Err(unauthorized(call.repository, &host, authorization.is_none()));
             }
             renewals = renewals.saturating_add(1);
-            self.tokens.renew(call.repository, call.access, challenge, authorization.as_ref()).await?;
+            self.tokens.renew(&key, challenge, authorization.as_ref()).await?;
         }
     }
 
@@ -142,7 +160,7 @@ impl Inner {
                 // ECR says so to a token that was good once.
                 let (_, body) = self.error_body(&host, response).await;
                 let expired = body.contains("authorization token has expired");
-                let challenge = self.tokens.last_challenge(call.repository, call.access).filter(|_| expired);
+                let challenge = self.tokens.last_challenge(&call.key()).filter(|_| expired);
                 let denied = || RegistryError::Denied { host, repository: call.repository.clone() };
                 challenge.map(Verdict::Challenged).ok_or_else(denied)
             }
@@ -173,7 +191,7 @@ impl Inner {
 
     /// Sends a call to a URL that the registry named, without any authorisation.
     pub(super) async fn send_elsewhere(&self, call: &Call<'_>, url: &Url) -> Result<Response, RegistryError> {
-        let http = self.transport.elsewhere_for(url);
+        let http = call.endpoint.transport.elsewhere_for(url);
         let request = http.request(call.method.clone(), url.clone()).headers(call.headers.clone());
         self.exchange(&host_of(url), self.head_deadline(), request.send()).await
     }
@@ -254,7 +272,7 @@ impl Inner {
         let host = host_of(response.url());
         let repository = call.repository.clone();
         let status = response.status();
-        let retry_after = retry_after(response.headers());
+        let retry_after = retry_after(response.headers(), SystemTime::now());
         match status {
             StatusCode::NOT_FOUND => RegistryError::NotFound { repository, what: call.what.to_owned() },
             StatusCode::UNAUTHORIZED => unauthorized(&repository, &host, true),
@@ -317,10 +335,13 @@ fn unreachable(host: &str, error: reqwest::Error) -> RegistryError {
     RegistryError::Unreachable { host: host.to_owned(), source: describe(error).into() }
 }
 
-/// The number of seconds in `Retry-After`; its other form, a date, is not worth a parser: the usual back-off applies.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+/// `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. A date that is past says nothing: clocks differ.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    httpdate::parse_http_date(text).ok()?.duration_since(now).ok()
 }
 
 /// `Content-Length` as sent. The client's own idea of it is of no use after HEAD.
@@ -330,4 +351,25 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
 
 pub(super) fn to_u64(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let at = |text: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
+            // Sun, 06 Nov 1994 08:49:37 GMT, the date of the RFC.
+            retry_after(&headers, SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777))
+        };
+        assert_eq!(at("120"), Some(Duration::from_secs(120)));
+        assert_eq!(at("Sun, 06 Nov 1994 08:50:07 GMT"), Some(Duration::from_secs(30)));
+        assert_eq!(at("Sunday, 06-Nov-94 08:50:07 GMT"), Some(Duration::from_secs(30)));
+        assert_eq!(at("Sun Nov  6 08:50:07 1994"), Some(Duration::from_secs(30)));
+        for nothing in ["Sun, 06 Nov 1994 08:49:07 GMT", "soon", "", "-1"] {
+            assert_eq!(at(nothing), None, "{nothing}");
+        }
+    }
 }

@@ -1,0 +1,98 @@
+//! One place to ask for the content of a registry: the registry itself, or a mirror of it.
+
+use super::capabilities::Capabilities;
+use super::transport::Transport;
+use http::HeaderMap;
+use parking_lot::Mutex;
+use reqwest::Url;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// For how long an endpoint that could not be reached comes after the others. It is never left out.
+const DEMOTION: Duration = Duration::from_secs(30);
+
+/// An endpoint. Two are equal where they come from the same reading of the configuration: tokens and locations that were
+/// got under an older one are not used under a newer.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    id: u64,
+    /// What comes before a repository's name in a URL, with `/` at its end: `https://host/v2/`.
+    pub(crate) base: Url,
+    /// Host and port as configured: what credentials are asked for, and what messages say.
+    pub(crate) host: String,
+    pub(crate) capabilities: Capabilities,
+    /// Sent with every request to this host, and to no other.
+    pub(crate) header: HeaderMap,
+    /// The registry that this is a mirror of; goes into the query as `ns`.
+    pub(crate) namespace: Option<String>,
+    pub(crate) transport: Arc<Transport>,
+    unreachable_since: Mutex<Option<Instant>>,
+}
+
+/// What there is to say about an endpoint.
+#[derive(Debug)]
+pub(crate) struct EndpointParts {
+    pub(crate) base: Url,
+    pub(crate) host: String,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) header: HeaderMap,
+    pub(crate) namespace: Option<String>,
+    pub(crate) transport: Arc<Transport>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(parts: EndpointParts) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let EndpointParts { base, host, capabilities, header, namespace, transport } = parts;
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            base,
+            host,
+            capabilities,
+            header,
+            namespace,
+            transport,
+            unreachable_since: Mutex::default(),
+        }
+    }
+
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used, reason = "tests")]
+    pub(crate) fn of_tests(base: &str) -> Self {
+        let base = Url::parse(base).unwrap();
+        let options = super::HostOptions { skip_verify: true, ..super::HostOptions::default() };
+        let transport = Arc::new(Transport::new(&options, "test", DEMOTION).unwrap());
+        let (host, header) = (crate::token::host_of(&base), HeaderMap::new());
+        let capabilities = Capabilities::ALL;
+        Self::new(EndpointParts { base, host, capabilities, header, namespace: None, transport })
+    }
+
+    /// Whether repositories have other names here: their paths have a prefix of their own.
+    pub(crate) fn has_own_names(&self) -> bool {
+        self.base.path() != "/v2/"
+    }
+
+    pub(crate) fn note_unreachable(&self) {
+        *self.unreachable_since.lock() = Some(Instant::now());
+    }
+
+    pub(crate) fn is_demoted(&self) -> bool {
+        self.unreachable_since.lock().is_some_and(|at| at.elapsed() < DEMOTION)
+    }
+}
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Endpoint {}
+
+impl Hash for Endpoint {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.id.hash(state);
+    }
+}
