@@ -75,7 +75,8 @@ typed export "CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS" "CONTAINERD_NAMESPACE=$CON
 
 heading "3. An image of RabbitMQ from Debian's packages"
 rabbitmq_archive "$cache" "$rabbitmq_name"
-run ctr image import --no-unpack "$cache/rabbitmq.tar"
+run ctr image import --no-unpack "$archive"
+rabbitmq_ports
 
 heading '4. Index it, push it, run it lazily'
 walk_push
@@ -83,20 +84,20 @@ walk_remove
 say 'by the digest of the index'
 walk_rpull --soci-index-digest "$index"
 lazy_pull_seconds=$walked_seconds lazy_pull_bytes=$walked_bytes
-walk_until_up soci run --rm --user "$user" --snapshotter soci --net-host "$reference" rabbitmq
+walk_until_up soci run --rm --user "$user" --snapshotter soci --net-host "${ports[@]}" "$reference" rabbitmq
 lazy_up_seconds=$walked_seconds lazy_up_bytes=$walked_bytes
 walk_remove
 say 'once more: the index is found through the registry'
 walk_rpull
-walk_until_up soci run --rm --snapshotter soci --net-host "$reference" rabbitmq
+walk_until_up soci run --rm --snapshotter soci --net-host "${ports[@]}" "$reference" rabbitmq
 say "and with containerd's own client"
-walk_until_up ctr run --rm --snapshotter soci --net-host "$reference" rabbitmq
+walk_until_up ctr run --rm --snapshotter soci --net-host "${ports[@]}" "$reference" rabbitmq
 walk_remove
 
 heading '5. The same with overlayfs'
 walk_measure run soci image pull --user "$user" --platform linux/amd64 "$reference"
 full_pull_seconds=$walked_seconds full_pull_bytes=$walked_bytes
-walk_until_up soci run --rm --snapshotter overlayfs --net-host "$reference" rabbitmq
+walk_until_up soci run --rm --snapshotter overlayfs --net-host "${ports[@]}" "$reference" rabbitmq
 full_up_seconds=$walked_seconds full_up_bytes=$walked_bytes
 walk_remove
 
@@ -114,7 +115,7 @@ Still running. To play with it:
   export PATH=$binaries:\$PATH CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE
   soci image rpull --user $user $reference
   mount | grep fuse.rawBridge
-  soci run --rm --snapshotter soci --net-host $reference rabbitmq
+  soci run --rm --snapshotter soci --net-host ${ports[*]} $reference rabbitmq
   tail -f $scratch/soci-snapshotter-grpc.log
 To end it:
   scripts/quickstart.sh --stop $scratch

@@ -2,6 +2,8 @@
 # Sourced. An image of RabbitMQ out of Debian's own packages: 10 gzip layers, 3 of them over 10 MiB.
 
 rabbitmq_suite=bookworm
+archive='' # of the image, once it is made
+ports=()   # options of `run` that choose the server's ports
 
 # debian_mirror: where apt on this machine gets the suite from.
 debian_mirror() {
@@ -27,8 +29,7 @@ rabbitmq_trim() {
     rm -rf -- "$root"/var/cache/{apt,debconf,ldconfig}/* "$root"/var/lib/apt/lists/* "$root"/var/log/{apt,*.log} \
         "$root"/var/lib/dpkg/*-old "$root"/var/lib/rabbitmq/.erlang.cookie "$root"/etc/{machine-id,hostname,resolv.conf} \
         "$root"/{dev,proc,sys,run,tmp}/* "$root"/var/tmp/* "$root"/debootstrap
-    # Loopback only: with --net-host the ports are the machine's.
-    printf '%s\n' 'listeners.tcp.default = 127.0.0.1:5672' 'log.console = true' 'log.console.level = info' 'log.file = false' \
+    printf '%s\n' 'log.console = true' 'log.console.level = info' 'log.file = false' \
         >"$root/etc/rabbitmq/rabbitmq.conf"
     printf '#!/bin/sh\n%s\n' '# RabbitMQ in the foreground; the cookie is made at the first start.' >"$root/usr/local/bin/rabbitmq"
     printf '%s\n' 'exec /usr/lib/rabbitmq/bin/rabbitmq-server "$@"' >>"$root/usr/local/bin/rabbitmq"
@@ -71,23 +72,36 @@ rabbitmq_image() {
     rm -rf -- "$work"
 }
 
-# rabbitmq_config: the "config" object: who runs what.
+# rabbitmq_config: the "config" object: who runs what. On loopback only: with --net-host the ports are the machine's.
 rabbitmq_config() {
     printf '%s' '{"User":"rabbitmq","Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",' \
-        '"HOME=/var/lib/rabbitmq","LANG=C.UTF-8","RABBITMQ_NODENAME=rabbit@localhost","ERL_EPMD_ADDRESS=127.0.0.1"],' \
+        '"HOME=/var/lib/rabbitmq","LANG=C.UTF-8","RABBITMQ_NODENAME=rabbit@localhost",' \
+        '"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1","ERL_EPMD_ADDRESS=127.0.0.1",' \
+        '"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}"],' \
         '"Entrypoint":["/usr/local/bin/rabbitmq"],"WorkingDir":"/var/lib/rabbitmq"}'
 }
 
-# rabbitmq_archive CACHE REFERENCE: prints nothing, makes $CACHE/rabbitmq.tar when it is not there yet.
+# rabbitmq_archive CACHE REFERENCE: sets `archive`, and makes it when it is not there yet for this recipe.
 rabbitmq_archive() {
     local cache=$1
-    if [[ -s $cache/rabbitmq.tar ]]; then
+    archive=$cache/rabbitmq-$(cat "$repository"/scripts/lib/{image,rabbitmq}.sh | sha256sum | cut -c 1-12).tar
+    if [[ -s $archive ]]; then
         say "the image is in $cache already"
         return
     fi
     mkdir -p "$cache"
     rabbitmq_rootfs "$cache/rootfs"
     rabbitmq_trim "$cache/rootfs"
-    rabbitmq_image "$cache/rootfs" "$2" "$cache/rabbitmq.tar"
+    rabbitmq_image "$cache/rootfs" "$2" "$archive"
     rm -rf --one-file-system -- "$cache/rootfs"
+}
+
+# rabbitmq_ports: sets `ports` to the options that give the server free ports, where the usual ones are taken on this machine.
+rabbitmq_ports() {
+    local port taken=''
+    ports=()
+    for port in 4369 5672 25672; do
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && taken=$port
+    done
+    [[ -z $taken ]] || ports=(--env "RABBITMQ_NODE_PORT=$(free_port)" --env "RABBITMQ_DIST_PORT=$(free_port)" --env "ERL_EPMD_PORT=$(free_port)")
 }

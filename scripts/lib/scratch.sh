@@ -113,7 +113,7 @@ close_scratch() {
     trap - EXIT
     set +e
     if [[ -n $keep && $status -eq 0 ]]; then return; fi
-    [[ $status -eq 0 ]] || show_logs
+    case $status in 0 | 130 | 143) ;; *) show_logs ;; esac
     say 'cleaning up'
     end_long_running
     allow_services
