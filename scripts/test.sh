@@ -41,13 +41,13 @@ check() {
         say 'shellcheck' && shellcheck -x scripts/*.sh .ci/run
 }
 
-unit() { cargo test --workspace --exclude soci-tests --locked --no-fail-fast -- "$@"; }
+# Tests of the crates use the programs, too.
+programs() { cargo build --locked --package soci --package soci-snapshotter-grpc; }
 
-e2e() {
-    cargo build --locked --package soci --package soci-snapshotter-grpc || return
-    # Two stacks at a time: each test has a registry, a containerd and a daemon of its own.
-    RUST_TEST_THREADS=${RUST_TEST_THREADS:-2} cargo test --package soci-tests --locked --no-fail-fast -- "$@"
-}
+unit() { programs && cargo test --workspace --exclude soci-tests --locked --no-fail-fast -- "$@"; }
+
+# Two stacks at a time: each test has a registry, a containerd and a daemon of its own.
+e2e() { programs && RUST_TEST_THREADS=${RUST_TEST_THREADS:-2} cargo test --package soci-tests --locked --no-fail-fast -- "$@"; }
 
 open_scratch soci-test
 # The harness puts its folders and names below these, so that what an interrupted test leaves is found.
