@@ -111,6 +111,13 @@ impl Containerd {
     }
 }
 
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.end_containers();
+        self.stop(Signal::TERM);
+    }
+}
+
 fn kill(process: i32) {
     if let Some(pid) = Pid::from_raw(process) {
         kill_process(pid, Signal::KILL).ok();
