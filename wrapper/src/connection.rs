@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use containerd_client::services::v1::PluginsRequest;
 use soci_proto::daemon::daemon_client::DaemonClient;
-use soci_store::{Containerd, Namespace, connect};
+use soci_store::{Containerd, Namespace, StoreError, connect};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::error::Error;
@@ -19,6 +21,10 @@ const DAEMON_ADDRESS_VARIABLE: &str = "SOCI_SNAPSHOTTER_ADDRESS";
 
 /// Time for one attempt to connect, where none was given.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for containerd to find a snapshotter that was restarted; its pauses between two attempts grow to several seconds.
+const REJOIN: Duration = Duration::from_secs(15);
+/// Pause before it is asked again.
+const REJOIN_PAUSE: Duration = Duration::from_millis(300);
 
 /// A handle on containerd; connects with the first call.
 pub(crate) fn containerd(
@@ -38,6 +44,33 @@ pub(crate) async fn daemon(
     match daemon_address(containerd, snapshotter).await {
         Some(address) => Ok(Some(DaemonClient::new(connect(&address, CONNECT_TIMEOUT)?))),
         None => Ok(None),
+    }
+}
+
+/// Repeats a call that containerd passes on to the snapshotter while containerd cannot reach it, although it listens: it was restarted a
+/// moment ago, or is mounting its layers again. A snapshotter that is not there is an error at once.
+pub(crate) async fn rejoined<T>(
+    containerd: &Containerd,
+    snapshotter: &str,
+    mut call: impl AsyncFnMut() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let patience = Instant::now() + REJOIN;
+    loop {
+        match call().await {
+            Err(StoreError::Unavailable { .. })
+                if Instant::now() < patience && listens(containerd, snapshotter).await =>
+            {
+                tokio::time::sleep(REJOIN_PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+async fn listens(containerd: &Containerd, snapshotter: &str) -> bool {
+    match daemon_address(containerd, snapshotter).await {
+        Some(address) => UnixStream::connect(address).await.is_ok(),
+        None => false,
     }
 }
 

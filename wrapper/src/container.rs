@@ -1,6 +1,7 @@
 //! A container record in containerd, with the snapshot that is its root file system.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::snapshots::{
@@ -10,7 +11,8 @@ use containerd_client::services::v1::{Container, CreateContainerRequest, DeleteC
 use containerd_client::types::Mount;
 use prost_types::Any;
 use soci_store::{Containerd, StoreError};
-use std::time::Duration;
+
+use crate::connection::rejoined;
 
 /// containerd's type for the OCI runtime specification as JSON.
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -37,14 +39,17 @@ impl Snapshot {
         labels: HashMap<String, String>,
     ) -> Result<Vec<Mount>, StoreError> {
         let containerd = containerd.with_deadline(SNAPSHOT_DEADLINE);
-        let request = containerd.request(PrepareSnapshotRequest {
+        let request = PrepareSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             key: self.key.clone(),
             parent: parent.to_owned(),
             labels,
+        };
+        let prepared = rejoined(&containerd, &self.snapshotter, async || {
+            let mut client = containerd.snapshots_client();
+            containerd.call("snapshot", &self.key, client.prepare(containerd.request(request.clone()))).await
         });
-        let mut client = containerd.snapshots_client();
-        Ok(containerd.call("snapshot", &self.key, client.prepare(request)).await?.mounts)
+        Ok(prepared.await?.mounts)
     }
 
     /// Whether it is there.

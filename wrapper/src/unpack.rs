@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use soci_store::labels::Labels;
 use soci_store::{Containerd, StoreError, labels};
 
+use crate::connection::rejoined;
 use crate::error::{Error, one_line};
 use crate::image::Layer;
 
@@ -104,15 +105,18 @@ impl Unpacker {
             }
             let key = format!("extract-{} {}", unique(), layer.chain_id);
             self.active.lock().push(key.clone());
-            let request = containerd.request(PrepareSnapshotRequest {
+            let request = PrepareSnapshotRequest {
                 snapshotter: self.snapshotter.clone(),
                 key: key.clone(),
                 parent: parent.map(Digest::to_string).unwrap_or_default(),
                 labels: labels.clone(),
+            };
+            let prepared = rejoined(&self.containerd, &self.snapshotter, async || {
+                let mut client = containerd.snapshots_client();
+                let call = client.prepare(containerd.request(request.clone()));
+                containerd.call("prepare snapshot", layer.chain_id.as_ref(), call).await
             });
-            let mut client = containerd.snapshots_client();
-            match containerd.call("prepare snapshot", layer.chain_id.as_ref(), client.prepare(request)).await
-            {
+            match prepared.await {
                 Ok(response) => return Ok(Prepared::Active { key, mounts: response.mounts }),
                 // Either a remote snapshotter has made the snapshot, or the name was taken after all: the next round shows which.
                 Err(StoreError::AlreadyExists { .. }) => self.forget(&key),

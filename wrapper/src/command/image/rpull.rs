@@ -6,8 +6,8 @@ use oci_registry::platform::Platform;
 use oci_registry::{Credentials, FetchedManifest, Reference};
 use oci_spec::image::{Descriptor, Digest};
 use soci_proto::daemon::AddCredentialsRequest;
-use soci_store::Image;
 use soci_store::labels::{self, Labels};
+use soci_store::{Image, StoreError};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -190,10 +190,15 @@ impl Pull<'_> {
                 .await?;
             Ok::<_, Error>(())
         };
-        if let Err(error) = handed_over.await {
-            let text =
-                format!("the snapshotter did not take the registry's credentials: {}", one_line(&error));
-            self.puller.progress().notice(&text);
+        match handed_over.await {
+            Ok(()) => {}
+            // Nobody is there: the first Prepare fails of it, and one line is enough.
+            Err(Error::Store(StoreError::Unavailable { .. })) => {}
+            Err(error) => {
+                let text =
+                    format!("the snapshotter did not take the registry's credentials: {}", one_line(&error));
+                self.puller.progress().notice(&text);
+            }
         }
     }
 
