@@ -7,7 +7,24 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::process::{Process, Said, say};
+use crate::process::{Process, Said, run, say};
+
+/// What the transfer service of containerd 2 needs to unpack into a snapshotter; others ignore it.
+fn unpacks_into(snapshotter: &str) -> String {
+    format!(
+        "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  platform = \"linux/amd64\"\n  \
+         snapshotter = \"{snapshotter}\"\n  differ = \"walking\"\n"
+    )
+}
+
+/// Major and minor version of the machine's containerd, or of the one that is earlier in PATH.
+pub fn version() -> (u32, u32) {
+    let said = run("containerd", &["--version"]);
+    let version = said.split_whitespace().nth(2).unwrap();
+    let mut numbers =
+        version.trim_start_matches('v').split('.').take(2).map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
 
 /// A running containerd.
 #[derive(Debug)]
@@ -23,15 +40,20 @@ impl Containerd {
         fs::create_dir_all(folder.join("opt")).unwrap();
         let (place, snapshotter, root) =
             (folder.display(), snapshotter.display(), snapshotter_root.display());
+        // What `containerd config default` has.
+        let format = if version() >= (2, 0) { 3 } else { 2 };
         let config = format!(
-            "version = 2\nroot = \"{place}/root\"\nstate = \"{place}/state\"\n\
+            "version = {format}\nroot = \"{place}/root\"\nstate = \"{place}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
              \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\"]\n\
              [grpc]\n  address = \"{place}/containerd.sock\"\n\
              [ttrpc]\n  address = \"{place}/containerd.sock.ttrpc\"\n\
              [plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{place}/opt\"\n\
              [proxy_plugins.soci]\n  type = \"snapshot\"\n  address = \"{snapshotter}\"\n\
-             [proxy_plugins.soci.exports]\n  root = \"{root}\"\n"
+             [proxy_plugins.soci.exports]\n  root = \"{root}\"\n  enable_remote_snapshot_annotations = \"true\"\n\
+             {}{}",
+            unpacks_into("soci"),
+            unpacks_into("overlayfs"),
         );
         fs::write(folder.join("config.toml"), config).unwrap();
         let mut containerd =

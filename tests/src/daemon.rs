@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::process::{Process, Said, say};
 
@@ -40,7 +41,7 @@ impl Daemon {
 
     fn command(&self) -> Command {
         let mut command = Command::new(program("soci-snapshotter-grpc"));
-        command.args(["--log-level", "debug"]);
+        command.args(["--log-level", "debug"]).env("DOCKER_CONFIG", self.folder.join("docker"));
         command.arg("--address").arg(self.socket()).arg("--root").arg(self.root());
         command.arg("--config").arg(self.folder.join("config.toml"));
         command
@@ -53,6 +54,14 @@ impl Daemon {
         let socket = self.socket();
         process.wait_until("it listens", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
         self.process = Some(process);
+    }
+
+    /// Writes the `config.json` of Docker that it looks into: it may read from `host`.
+    pub fn log_in(&self, host: &str, user: &str, password: &str) {
+        let folder = self.folder.join("docker");
+        fs::create_dir_all(&folder).unwrap();
+        let login = json!({ "auths": { host: { "username": user, "password": password } } });
+        fs::write(folder.join("config.json"), login.to_string()).unwrap();
     }
 
     /// Runs a second one with the same arguments, which has to end by itself.

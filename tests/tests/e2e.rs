@@ -15,6 +15,7 @@ mod e2e {
     mod credentials;
     mod errors;
     mod fallback;
+    mod foreign;
     mod forged;
     mod garbage;
     mod lazy_run;

@@ -54,6 +54,21 @@ fn a_sparse_index_makes_some_layers_lazy() {
     assert_eq!(said.out, "one inode, three namesupper");
 }
 
+/// Every layer in the index, but two too small for the daemon: those are left to the client.
+#[test]
+fn the_daemon_has_a_least_size_too() {
+    let scratch = tempfile::tempdir().unwrap();
+    let image = rootfs::varied(scratch.path(), [Packing::Gzip; 3]);
+    let biggest = image.layers.iter().map(|layer| layer.size).max().unwrap();
+    let stack = Stack::with_config(&format!("[snapshotter]\nmin_layer_size = {biggest}\n"));
+    let (reference, _) = stack.publish(&image, "varied:1", 65536);
+    stack.rpull(&[], &reference).ok();
+    assert_eq!(stack.mounts().len(), 1);
+    starts(&stack, &reference);
+    let said = stack.ctr_run("soci", &[], &reference, &["cat", "/odd/linked2", "/lower/opaque/new"]).ok();
+    assert_eq!(said.out, "one inode, three namesupper");
+}
+
 /// Every layer in a format that has no ztoc: no index can be made, everything is unpacked.
 #[test]
 fn an_image_of_zstd_layers_alone() {
