@@ -48,8 +48,8 @@ impl Retry {
     }
 }
 
-/// In [0, 1). Not for secrets: it only spreads clients that failed together.
-fn random_fraction() -> f64 {
+/// In [0, 1). Not for secrets: it only spreads clients that met.
+pub(crate) fn random_fraction() -> f64 {
     let bits = std::hash::RandomState::new().build_hasher().finish();
     f64::from(u32::try_from(bits >> 32).unwrap_or(0)) / (f64::from(u32::MAX) + 1.0)
 }

@@ -6,6 +6,7 @@ use super::{Inner, MAX_MANIFEST_SIZE};
 use crate::error::RegistryError;
 use crate::host::{Capabilities, Endpoint};
 use crate::reference::{Reference, Repository};
+use crate::retry::random_fraction;
 use http::header::{ACCEPT, LINK};
 use http::{HeaderMap, Method};
 use oci_spec::image::{Descriptor, Digest};
@@ -18,6 +19,8 @@ use std::time::Duration;
 const MAX_PAGES: usize = 16;
 /// How often the fallback tag is written before another writer is allowed to win.
 const MAX_WRITES: usize = 5;
+/// Shortest pause between writing the fallback tag and looking whether it stayed: longer than another writer takes from reading to writing.
+const SETTLING: Duration = Duration::from_millis(200);
 
 impl Inner {
     pub(super) async fn referrers(
@@ -146,16 +149,15 @@ impl Inner {
             return Ok(());
         }
         let tag = repository.with_tag(&fallback::tag(subject))?;
-        // Another writer may come between our reading and our writing; there is no way to lock, so look again.
-        for attempt in 0..MAX_WRITES {
+        // Another writer may have read the list before we wrote ours, and write his over it. There is no way to lock, so look again when he
+        // must be done; the pauses differ, so that those who lost do not meet a second time.
+        for _ in 0..MAX_WRITES {
             let mut list = self.list_to_write(&tag).await?;
             if !list.put(descriptor) {
                 return Ok(());
             }
-            if attempt > 0 {
-                tokio::time::sleep(self.options.min_backoff.min(Duration::from_secs(1))).await;
-            }
             self.push_manifest(&tag, soci_index::INDEX_MEDIA_TYPE, &list.to_json()).await?;
+            tokio::time::sleep(SETTLING.mul_f64(1.0 + random_fraction())).await;
         }
         tracing::warn!(%repository, %subject, "another writer keeps changing the list of referrers");
         Ok(())
