@@ -24,6 +24,7 @@ mod table;
 mod task;
 mod terminal;
 mod unpack;
+mod upload;
 
 use std::process::ExitCode;
 

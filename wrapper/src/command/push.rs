@@ -1,13 +1,12 @@
 //! `soci push`.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::ValueEnum;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_registry::platform::Platform;
-use oci_registry::{BlobUpload, Client, PushOutcome, Reference, RegistryError, UploadBody};
+use oci_registry::{Client, PushOutcome, Reference, RegistryError};
 use oci_spec::image::{Descriptor, Digest};
 use soci_index::{ARTIFACT_TYPE_V1, EMPTY_CONFIG, EMPTY_CONFIG_DIGEST, SociIndex};
 use soci_store::{Containerd, IndexRecord};
@@ -15,11 +14,11 @@ use thiserror::Error as ThisError;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::image::short;
 use crate::interrupt::Interrupts;
 use crate::local_image::{self, LocalImage};
 use crate::registry::RegistryArgs;
 use crate::terminal::Progress;
+use crate::upload::upload;
 
 /// Uploads at a time, where the command line says 0.
 const DEFAULT_UPLOADS: usize = 3;
@@ -207,19 +206,7 @@ impl Pusher<'_> {
     }
 
     async fn blob(&self, blob: &Descriptor) -> Result<(), Error> {
-        let transfer = self.progress.transfer(&short(blob), blob.size());
-        let (content, digest, size) = (self.containerd.content(), blob.digest().clone(), blob.size());
-        let body = UploadBody::stream(move || {
-            let (content, digest) = (content.clone(), digest.clone());
-            futures_util::stream::once(async move {
-                let stream = content.read(&digest, 0..size).await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(stream.map_err(std::io::Error::other))
-            })
-            .try_flatten()
-            .boxed()
-        });
-        let progress: oci_registry::Progress = Arc::new(move |bytes| transfer.shift(bytes));
-        let upload = BlobUpload { body, progress: Some(progress) };
+        let upload = upload(&self.containerd.content(), blob, &self.progress);
         let outcome = self
             .client
             .push_blob(self.reference.repository(), blob, upload)

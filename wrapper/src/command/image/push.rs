@@ -1,20 +1,20 @@
 //! `soci image push`.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_registry::platform::Platform;
-use oci_registry::{BlobUpload, Client, PushOutcome, Reference, RegistryError, UploadBody};
+use oci_registry::{Client, PushOutcome, Reference, RegistryError};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use soci_store::ContentStore;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::image::{Document, is_foreign, short};
+use crate::image::{Document, is_foreign};
 use crate::interrupt::Interrupts;
 use crate::registry::RegistryArgs;
 use crate::terminal::Progress;
+use crate::upload::upload;
 
 /// Uploads at a time, where the command line does not say.
 const DEFAULT_UPLOADS: usize = 3;
@@ -197,20 +197,7 @@ impl Pusher<'_> {
     }
 
     async fn blob(&self, blob: &Descriptor) -> Result<(), Error> {
-        let transfer = self.progress.transfer(&short(blob), blob.size());
-        let (content, digest, size) = (self.content.clone(), blob.digest().clone(), blob.size());
-        // Opened only if the registry lacks the blob: what was pulled lazily need not be here to be pushed back.
-        let body = UploadBody::stream(move || {
-            let (content, digest) = (content.clone(), digest.clone());
-            futures_util::stream::once(async move {
-                let stream = content.read(&digest, 0..size).await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(stream.map_err(std::io::Error::other))
-            })
-            .try_flatten()
-            .boxed()
-        });
-        let progress: oci_registry::Progress = Arc::new(move |bytes| transfer.shift(bytes));
-        let upload = BlobUpload { body, progress: Some(progress) };
+        let upload = upload(&self.content, blob, &self.progress);
         let outcome = self
             .client
             .push_blob(self.reference.repository(), blob, upload)
