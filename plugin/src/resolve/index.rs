@@ -296,7 +296,13 @@ impl Resolver {
             Ok(())
         }
         .await;
-        containerd.leases().delete(&lease).await.map_err(text)?;
+        // An image that was removed meanwhile: its collection is over, and has spared what the lease held.
+        let manifest = containerd.content().info(&key.manifest).await;
+        let ended = match (&result, manifest) {
+            (Ok(()), Ok(Some(_))) => containerd.leases().delete(&lease).await,
+            _ => containerd.leases().delete_and_collect(&lease).await,
+        };
+        ended.map_err(text)?;
         result
     }
 }

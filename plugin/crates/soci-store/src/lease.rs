@@ -101,7 +101,19 @@ impl Leases {
     /// # Errors
     /// As [`Leases::delete`].
     pub async fn delete_named(&self, id: &str) -> Result<(), StoreError> {
-        let request = self.containerd.request(DeleteRequest { id: id.to_owned(), sync: false });
+        self.end(id, false).await
+    }
+
+    /// Ends a lease and has containerd collect at once; for what may be left of something that failed, since nothing else may make it collect.
+    ///
+    /// # Errors
+    /// As [`Leases::delete`].
+    pub async fn delete_and_collect(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.end(&lease.id, true).await
+    }
+
+    async fn end(&self, id: &str, sync: bool) -> Result<(), StoreError> {
+        let request = self.containerd.request(DeleteRequest { id: id.to_owned(), sync });
         let mut client = self.containerd.leases_client();
         match self.containerd.call("delete lease", id, client.delete(request)).await {
             Err(StoreError::NotFound { .. }) => Ok(()),
