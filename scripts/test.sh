@@ -7,6 +7,8 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$repository/scripts/lib/say.sh"
 # shellcheck source=scripts/lib/packages.sh
 . "$repository/scripts/lib/packages.sh"
+# shellcheck source=scripts/lib/containerd.sh
+. "$repository/scripts/lib/containerd.sh"
 # shellcheck source=scripts/lib/scratch.sh
 . "$repository/scripts/lib/scratch.sh"
 
@@ -16,8 +18,8 @@ usage: scripts/test.sh [check|unit|e2e]... [-- TEST-ARGUMENTS...]
 
   check   rustfmt, clippy with warnings as errors, shellcheck
   unit    unit, property and golden tests of all crates, with real FUSE mounts
-  e2e     end to end, with a real containerd, runc and registry
-Without a name: all of them. TEST-ARGUMENTS go to the tests (a name to select by, --nocapture).
+  e2e     end to end, with a real containerd, runc and registry; then some of it with newer containerds (${containerd_suites[*]})
+Without a name: all of them. TEST-ARGUMENTS go to the tests (a name to select by, --nocapture); the newer containerds are left out then.
 EOF
 }
 
@@ -46,8 +48,23 @@ programs() { cargo build --locked --package soci --package soci-snapshotter-grpc
 
 unit() { programs && cargo test --workspace --exclude soci-tests --locked --no-fail-fast -- "$@"; }
 
+# What is asked of every containerd: lazy pulls and runs, namespaces, removal, restarts, clients that know nothing of us.
+every_containerd=(lazy_run namespaces removal restart::containerd foreign)
+
+e2e() {
+    local suite status=0
+    programs && suites "$@" || status=1
+    (($# == 0)) || return "$status"
+    for suite in "${containerd_suites[@]}"; do
+        fetch_containerd "${CARGO_TARGET_DIR:-$repository/target}/containerd" "$suite" || { status=1; continue; }
+        heading "e2e with $("$containerd_bin/containerd" --version | cut -d ' ' -f 1,3)"
+        PATH=$containerd_bin:$PATH suites "${every_containerd[@]}" || { say "failed with the containerd of Debian $suite"; status=1; }
+    done
+    return "$status"
+}
+
 # Two stacks at a time: each test has a registry, a containerd and a daemon of its own.
-e2e() { programs && RUST_TEST_THREADS=${RUST_TEST_THREADS:-2} cargo test --package soci-tests --locked --no-fail-fast -- "$@"; }
+suites() { RUST_TEST_THREADS=${RUST_TEST_THREADS:-2} cargo test --package soci-tests --locked --no-fail-fast -- "$@"; }
 
 open_scratch soci-test
 # The harness puts its folders and names below these, so that what an interrupted test leaves is found.

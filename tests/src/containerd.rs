@@ -104,9 +104,11 @@ impl Containerd {
                 self.ctr(&["task", "rm", "--force", task]);
             }
         }
-        let state = self.folder.join("state/io.containerd.runtime.v2.task").join(&self.namespace);
-        let sockets: Vec<PathBuf> = fs::read_dir(state)
-            .into_iter()
+        let namespaces = [self.namespace.clone(), other(&self.namespace)];
+        let state = self.folder.join("state/io.containerd.runtime.v2.task");
+        let sockets: Vec<PathBuf> = namespaces
+            .iter()
+            .flat_map(|namespace| fs::read_dir(state.join(namespace)))
             .flatten()
             .filter_map(|task| fs::read_to_string(task.ok()?.path().join("address")).ok())
             .map(|address| PathBuf::from(address.trim_start_matches("unix://")))
@@ -124,11 +126,15 @@ impl Containerd {
         for socket in sockets {
             fs::remove_file(socket).ok();
         }
-        fs::remove_dir_all(Path::new("/run/containerd/runc").join(&self.namespace)).ok();
-        let groups =
-            fs::read_dir("/sys/fs/cgroup").into_iter().flatten().filter_map(|group| Some(group.ok()?.path()));
-        for group in groups.chain([PathBuf::from("/sys/fs/cgroup")]) {
-            remove_empty(&group.join(&self.namespace));
+        for namespace in namespaces {
+            fs::remove_dir_all(Path::new("/run/containerd/runc").join(&namespace)).ok();
+            let groups = fs::read_dir("/sys/fs/cgroup")
+                .into_iter()
+                .flatten()
+                .filter_map(|group| Some(group.ok()?.path()));
+            for group in groups.chain([PathBuf::from("/sys/fs/cgroup")]) {
+                remove_empty(&group.join(&namespace));
+            }
         }
     }
 }
@@ -138,6 +144,11 @@ impl Drop for Containerd {
         self.end_containers();
         self.stop(Signal::TERM);
     }
+}
+
+/// A second namespace, which nobody else uses either.
+pub fn other(namespace: &str) -> String {
+    format!("{namespace}.other")
 }
 
 fn kill(process: i32) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, other};
 use crate::daemon::{Daemon, program};
 use crate::image::Image;
 use crate::process::{Process, Said, run, say, tail};
@@ -80,6 +80,17 @@ impl Stack {
     /// Runs the CLI under test.
     pub fn soci(&self, arguments: &[&str]) -> Said {
         say(&mut self.soci_command(arguments))
+    }
+
+    /// The namespace of the clients.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Runs the CLI under test in the stack's second namespace.
+    pub fn soci_elsewhere(&self, arguments: &[&str]) -> Said {
+        let namespace = other(&self.namespace);
+        say(self.soci_command(arguments).env("CONTAINERD_NAMESPACE", namespace))
     }
 
     /// Runs containerd's own client.

@@ -31,7 +31,8 @@ fn runs(stack: &Stack, reference: &str) {
     for said in
         [stack.ctr_run("soci", &[], reference, &files), stack.soci_run("soci", &[], reference, &files)]
     {
-        assert_eq!(said.ok().out, "one inode, three namesupper");
+        let said = said.ok();
+        assert_eq!(said.out, "one inode, three namesupper", "{}", said.line);
     }
 }
 
