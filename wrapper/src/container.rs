@@ -57,10 +57,12 @@ impl Snapshot {
     /// # Errors
     /// The snapshotter does not answer.
     pub(crate) async fn exists(&self, containerd: &Containerd) -> Result<bool, StoreError> {
-        let request = containerd
-            .request(StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() });
-        let mut client = containerd.snapshots_client();
-        match containerd.call("snapshot", &self.key, client.stat(request)).await {
+        let request = StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() };
+        let found = rejoined(containerd, &self.snapshotter, async || {
+            let mut client = containerd.snapshots_client();
+            containerd.call("snapshot", &self.key, client.stat(containerd.request(request.clone()))).await
+        });
+        match found.await {
             Ok(_) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),

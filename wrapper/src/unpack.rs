@@ -79,12 +79,14 @@ impl Unpacker {
 
     /// Whether the snapshot is there.
     pub(crate) async fn has(&self, chain_id: &Digest) -> Result<bool, Error> {
-        let request = self.containerd.request(StatSnapshotRequest {
-            snapshotter: self.snapshotter.clone(),
-            key: chain_id.to_string(),
+        let request =
+            StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: chain_id.to_string() };
+        let found = rejoined(&self.containerd, &self.snapshotter, async || {
+            let mut client = self.containerd.snapshots_client();
+            let call = client.stat(self.containerd.request(request.clone()));
+            self.containerd.call("snapshot", chain_id.as_ref(), call).await
         });
-        let mut client = self.containerd.snapshots_client();
-        match self.containerd.call("snapshot", chain_id.as_ref(), client.stat(request)).await {
+        match found.await {
             Ok(_) => Ok(true),
             Err(StoreError::NotFound { .. }) => Ok(false),
             Err(error) => Err(error.into()),
