@@ -114,7 +114,12 @@ fn code(status: WaitStatus) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
+
+    /// The shim's code forks to mount, and a fork holds open what another test has open: its unmount would find the target in use.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
         Mount {
@@ -128,6 +133,7 @@ mod tests {
     /// As root.
     #[test]
     fn mounts_come_and_go_together() {
+        let _alone = ONE_AT_A_TIME.lock();
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("target");
         std::fs::create_dir(&target).unwrap();
@@ -153,6 +159,7 @@ mod tests {
     /// As root: more lower directories than fit into a page of options.
     #[test]
     fn long_overlays_are_shortened() {
+        let _alone = ONE_AT_A_TIME.lock();
         let folder = tempfile::tempdir().unwrap();
         let mut lower = Vec::new();
         for n in 0..100 {

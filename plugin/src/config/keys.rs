@@ -107,7 +107,7 @@ tables! {
         debug "debug": Bool = false;
         /// Accepted for upstream's sake, with a warning: what a container reads is always verified.
         disable_verification "disable_verification": Bool = false;
-        /// Requests to registries at the same time, for the whole daemon (negative: 100).
+        /// Requests to registries at the same time, for the whole daemon (negative: 100) (not used yet).
         max_concurrency "max_concurrency": Int(ANY) = 100;
         /// Turns metrics off (not used yet).
         no_prometheus "no_prometheus": Bool = false;
@@ -142,7 +142,7 @@ tables! {
         dial_timeout_msec "http.DialTimeoutMsec": Int(NATURAL) = 3_000;
         /// Milliseconds until a response begins (0: 3000).
         response_header_timeout_msec "http.ResponseHeaderTimeoutMsec": Int(NATURAL) = 3_000;
-        /// Milliseconds for a whole request (0: 300000).
+        /// Milliseconds for a whole request (0: 300000) (not used yet).
         request_timeout_msec "http.RequestTimeoutMsec": Int(NATURAL) = 300_000;
     }
     /// Reading layers.
@@ -155,11 +155,11 @@ tables! {
         fetching_timeout_sec "blob.fetching_timeout_sec": Int(0..=86_400) = 300;
         /// Accepted for upstream's sake: every request asks for a single range.
         force_single_range_mode "blob.force_single_range_mode": Bool = false;
-        /// Retries of a ranged request (0: as under [http]).
+        /// Retries of a ranged request (0: as under [http]) (not used yet).
         max_retries "blob.max_retries": Int(ANY) = 0;
-        /// Milliseconds before the first retry (0: as under [http]).
+        /// Milliseconds before the first retry (0: as under [http]) (not used yet).
         min_wait_msec "blob.min_wait_msec": Int(NATURAL) = 0;
-        /// Milliseconds before a retry at most (0: as under [http]).
+        /// Milliseconds before a retry at most (0: as under [http]) (not used yet).
         max_wait_msec "blob.max_wait_msec": Int(NATURAL) = 0;
         /// Further downloads of a span that did not match its digest (negative: 3).
         max_span_verification_retries "blob.max_span_verification_retries": Int(ANY) = 0;
@@ -183,7 +183,7 @@ tables! {
         entry_timeout "fuse.entry_timeout": Int(ANY) = 1;
         /// Accepted for upstream's sake: layers never change, so missing names never expire.
         negative_timeout "fuse.negative_timeout": Int(ANY) = 1;
-        /// Logs each file system request at debug.
+        /// Logs each file system request at debug (not used yet).
         log_fuse_operations "fuse.log_fuse_operations": Bool = false;
     }
     /// Fetching what nobody asked for yet.

@@ -65,7 +65,7 @@ pub enum ClientError {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The registry says that there is no such manifest, blob or repository.
-    #[error("{repository}: {what} not found")]
+    #[error("{repository}{}{what}: not found", if what.contains(':') { '@' } else { ':' })]
     NotFound {
         /// Where.
         repository: Repository,
