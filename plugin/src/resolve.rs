@@ -228,11 +228,7 @@ impl Resolver {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Bytes, ArtifactError> {
-        let containerd = self.containerd(namespace);
-        let limit = oci_registry::MAX_MANIFEST_SIZE;
-        let fetched =
-            fetch(containerd.as_ref(), &self.registries, repository, digest, What::Manifest, limit).await;
-        fetched.map(|(bytes, _)| bytes)
+        self.small(namespace, repository, digest, What::Manifest).await
     }
 
     /// A small blob: an image's configuration.
@@ -242,10 +238,19 @@ impl Resolver {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Bytes, ArtifactError> {
+        self.small(namespace, repository, digest, What::Blob).await
+    }
+
+    async fn small(
+        &self,
+        namespace: Option<&str>,
+        repository: &Repository,
+        digest: &Digest,
+        what: What,
+    ) -> Result<Bytes, ArtifactError> {
         let containerd = self.containerd(namespace);
         let limit = oci_registry::MAX_MANIFEST_SIZE;
-        let fetched =
-            fetch(containerd.as_ref(), &self.registries, repository, digest, What::Blob, limit).await;
+        let fetched = fetch(containerd.as_ref(), &self.registries, repository, digest, what, limit).await;
         fetched.map(|(bytes, _)| bytes)
     }
 
