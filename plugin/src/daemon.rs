@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
 mod lazy;
+mod metrics;
 mod notify;
 mod socket;
 
@@ -29,6 +30,7 @@ use crate::snapshot::{self, SnapshotError, Snapshotter};
 use crate::telemetry;
 use crate::unpack::{self, Unpacker};
 use lazy::LazyBackend;
+use metrics::Endpoint;
 use notify::notify;
 use socket::Socket;
 pub use socket::SocketError;
@@ -77,6 +79,14 @@ pub enum DaemonError {
         /// The root.
         path: PathBuf,
         /// What the kernel said.
+        source: io::Error,
+    },
+    /// The metrics' address.
+    #[error("failed to serve metrics on {address}")]
+    Metrics {
+        /// As it is in the configuration.
+        address: String,
+        /// Why.
         source: io::Error,
     },
     /// Serving failed.
@@ -134,6 +144,7 @@ async fn serve(args: &Args, config: &Config) -> Result<(), DaemonError> {
         tracing::warn!("disable_verification is ignored: what a container reads is always verified");
     }
     let parts = compose(&args.root, config)?;
+    let metrics = open_metrics(config).await?;
     let restored = parts.snapshotter.restore().await.map_err(DaemonError::Snapshots)?;
     if restored != snapshot::Restored::default() {
         tracing::info!(
@@ -156,6 +167,9 @@ async fn serve(args: &Args, config: &Config) -> Result<(), DaemonError> {
             // A sender that is gone means the same.
             let _ = stopped.await;
         }));
+    if let Some(metrics) = metrics {
+        tokio::spawn(metrics.serve(parts.snapshotter.clone()));
+    }
     notify("READY=1");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %args.root.display(), "soci-snapshotter-grpc successfully started");
 
@@ -188,6 +202,16 @@ async fn serve(args: &Args, config: &Config) -> Result<(), DaemonError> {
         tracing::warn!(error = telemetry::chain(&error), "layers will be checked again at the next start");
     }
     served
+}
+
+/// None where nobody asked for metrics.
+async fn open_metrics(config: &Config) -> Result<Option<Endpoint>, DaemonError> {
+    let (network, address) = (&config.general.metrics_network, &config.general.metrics_address);
+    if config.general.no_prometheus || address.is_empty() {
+        return Ok(None);
+    }
+    let opened = Endpoint::open(network, address).await;
+    opened.map(Some).map_err(|source| DaemonError::Metrics { address: address.clone(), source })
 }
 
 /// What a daemon is made of.

@@ -15,6 +15,7 @@ mod backend;
 mod clean;
 pub mod filter;
 pub mod labels;
+mod outcomes;
 pub mod overlay;
 mod prepare;
 mod record;
@@ -27,6 +28,7 @@ mod tests;
 
 pub use backend::{Asked, Attempt, Backend, LazyMount};
 pub use clean::CleanError;
+pub use outcomes::{Outcome, Outcomes, Setback};
 pub use record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
 pub use restore::Restored;
 pub use tree::Tree;
@@ -105,6 +107,7 @@ struct Shared {
     /// Snapshots whose layer is being mounted again.
     restoring: Mutex<HashSet<Id>>,
     restores: Semaphore,
+    outcomes: Outcomes,
     cleaner: mpsc::Sender<oneshot::Sender<()>>,
 }
 
@@ -152,6 +155,7 @@ impl Snapshotter {
             mounted: Mutex::default(),
             restoring: Mutex::default(),
             restores: Semaphore::new(options.restores.max(1)),
+            outcomes: Outcomes::default(),
             cleaner,
         });
         tokio::spawn(clean::run(Arc::downgrade(&shared), requests));
@@ -322,6 +326,12 @@ impl Snapshotter {
                 status: mounted.mount.status(),
             })
             .collect()
+    }
+
+    /// What became of the layers that were asked for.
+    #[must_use]
+    pub fn outcomes(&self) -> &Outcomes {
+        &self.shared.outcomes
     }
 
     /// The chain of a snapshot, every lazily loaded layer in it being mounted.

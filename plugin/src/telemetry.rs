@@ -13,6 +13,7 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 mod json;
 mod limit;
+pub mod metrics;
 
 pub use json::JsonLines;
 pub use limit::Limiter;

@@ -20,6 +20,7 @@ mod e2e {
     mod garbage;
     mod lazy_run;
     mod logs;
+    mod metrics;
     mod namespaces;
     mod removal;
     mod restart;

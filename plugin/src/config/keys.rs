@@ -109,15 +109,15 @@ tables! {
         disable_verification "disable_verification": Bool = false;
         /// Requests to registries at the same time, for the whole daemon (negative: 100) (not used yet).
         max_concurrency "max_concurrency": Int(ANY) = 100;
-        /// Turns metrics off (not used yet).
+        /// Turns metrics off.
         no_prometheus "no_prometheus": Bool = false;
         /// Seconds that one layer may take to be mounted before it is unpacked instead (0: 30).
         mount_timeout_sec "mount_timeout_sec": Int(0..=3_600) = 30;
         /// Accepted for upstream's sake.
         fuse_metrics_emit_wait_duration_sec "fuse_metrics_emit_wait_duration_sec": Int(ANY) = 60;
-        /// Where metrics are served; empty for nowhere (not used yet).
+        /// Where metrics are served, as host:port or path of a socket; empty for nowhere.
         metrics_address "metrics_address": Text = "";
-        /// What kind of address that is (not used yet).
+        /// What kind of address that is.
         metrics_network "metrics_network": Choice(&["tcp", "unix"]) = "tcp";
         /// Where debugging data is served; empty for nowhere (not used yet).
         debug_address "debug_address": Text = "";

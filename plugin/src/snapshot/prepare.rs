@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::backend::{Asked, Attempt};
 use super::labels::{self, LabelError, LayerRequest};
+use super::outcomes::{Outcome, Setback};
 use super::overlay::Mount;
 use super::record::{Labels, LazyRecord, Named, Record};
 use super::store::{Committing, StoreError};
@@ -51,6 +52,7 @@ impl Snapshotter {
                 match self.unpack(asked, lower, at).await {
                     Ok(()) => self.commit_local(layer).await,
                     Err(error) => {
+                        self.shared.outcomes.add(Outcome::LocalFailed);
                         tracing::warn!(
                             key = layer.key,
                             parent = layer.parent,
@@ -72,11 +74,16 @@ impl Snapshotter {
 
     async fn decide(&self, layer: &Layer) -> Result<Decision, SnapshotError> {
         let Layer { key, parent, .. } = layer;
+        let outcomes = &self.shared.outcomes;
         let request = match &layer.request {
             Ok(request) => LayerRequest::clone(request),
             // A client that knows nothing of lazy loading is no event; one that says nonsense is.
-            Err(LabelError::Missing(_)) => return Ok(Decision::Defer),
+            Err(LabelError::Missing(_)) => {
+                outcomes.add(Outcome::Unlabelled);
+                return Ok(Decision::Defer);
+            }
             Err(error) => {
+                outcomes.add(Outcome::BadLabels);
                 let error = error.to_string();
                 tracing::warn!(
                     key,
@@ -89,6 +96,7 @@ impl Snapshotter {
             }
         };
         if request.size.is_some_and(|size| size < self.shared.options.min_layer_size) {
+            outcomes.add(Outcome::TooSmall);
             tracing::info!(key, parent, layerDigest = %request.layer, "layer is smaller than min_layer_size; deferring to container runtime");
             return Ok(Decision::Defer);
         }
@@ -106,10 +114,12 @@ impl Snapshotter {
         Ok(match attempt {
             Attempt::Mounted(lazy, mount) => Decision::Remote(lazy, mount),
             Attempt::NoZtoc(reason) => {
+                outcomes.meet(Setback::NoZtoc);
                 failed(&reason);
                 Decision::Local(asked)
             }
             Attempt::NoIndex(error) => {
+                outcomes.add(Outcome::NoIndex);
                 // For who looks for it: an image without an index is the ordinary case.
                 tracing::info!(
                     key,
@@ -127,6 +137,7 @@ impl Snapshotter {
                 Decision::Defer
             }
             Attempt::NoAnswer(error) => {
+                outcomes.add(Outcome::NoAnswer);
                 failed(&error);
                 tracing::warn!(
                     key,
@@ -137,10 +148,12 @@ impl Snapshotter {
                 Decision::Defer
             }
             Attempt::Failed(error) => {
+                outcomes.meet(Setback::MountFailed);
                 failed(&error);
                 Decision::Local(asked)
             }
             Attempt::Stuck(error) => {
+                outcomes.meet(Setback::Stuck);
                 failed(&error);
                 return Err(SnapshotError::Stuck(error));
             }
@@ -169,6 +182,7 @@ impl Snapshotter {
         };
         match committed {
             Ok(_) => {
+                self.shared.outcomes.add(Outcome::Remote);
                 tracing::info!(
                     key,
                     parent,
@@ -205,6 +219,7 @@ impl Snapshotter {
             .await
         };
         committed?;
+        self.shared.outcomes.add(Outcome::Local);
         tracing::info!(
             key,
             parent,
