@@ -83,15 +83,7 @@ mod tests {
     }
 
     fn status(size: u64, present: u64) -> LayerStatus {
-        LayerStatus {
-            size,
-            present,
-            spans: 1,
-            spans_present: 0,
-            fetched_on_demand: 0,
-            reads_that_waited: 0,
-            headers_refused: 0,
-        }
+        LayerStatus { size, present, spans: 1, ..LayerStatus::default() }
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl LazyMount for FakeMount {
             spans_present: 1,
             fetched_on_demand: 3,
             reads_that_waited: 1,
-            headers_refused: 0,
+            ..lazy_layer::LayerStatus::default()
         }
     }
 }

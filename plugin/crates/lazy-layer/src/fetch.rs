@@ -68,7 +68,7 @@ impl Flight {
             drop(fetch);
             match attempt {
                 Attempt::Got(bytes) => {
-                    self.layer.count_fetched(bytes.len() as u64);
+                    self.layer.counters().fetched(bytes.len() as u64);
                     tries.transient = 0;
                     self.land(&run, &bytes, memory, &mut tries).await;
                 }

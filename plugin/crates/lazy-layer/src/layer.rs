@@ -3,18 +3,19 @@
 mod arrival;
 mod header_check;
 mod slot;
+mod status;
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use erofs_image::{Image, Kind, Nid};
+use tokio::sync::watch;
 
 use crate::disk::directory::LayerFiles;
-use crate::disk::headers::HeaderTable;
+use crate::disk::headers::{HeaderId, HeaderTable};
 use crate::disk::manifest::Encoding;
 use crate::disk::spans::SpanRows;
 use crate::disk::states::{State, States};
@@ -29,6 +30,8 @@ use crate::waiting::{PendingRead, Wanted};
 use header_check::{HeaderState, HeaderStates};
 use slot::Joined;
 pub(crate) use slot::{Slot, backoff};
+pub(crate) use status::Counters;
+pub use status::{Completeness, LayerStatus};
 
 /// How a read is answered, once, on whatever thread has the bytes.
 pub type Reply = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
@@ -44,6 +47,7 @@ pub struct Layer {
     encoding: Encoding,
     tar_start: u64,
     tar_size: u64,
+    file_size: u64,
     image: Image<Mapping>,
     file: File,
     windows: File,
@@ -54,8 +58,8 @@ pub struct Layer {
     slots: Vec<Slot>,
     sources: Sources,
     engine: Arc<Engine>,
-    fetched_on_demand: AtomicU64,
-    reads_that_waited: AtomicU64,
+    counters: Counters,
+    completeness: watch::Sender<Completeness>,
 }
 
 /// Keeps a source attached to a layer; dropping it detaches the source and stops what is being fetched from it.
@@ -64,25 +68,6 @@ pub struct Layer {
 pub struct Attachment {
     layer: Arc<Layer>,
     id: SourceId,
-}
-
-/// How far a layer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LayerStatus {
-    /// Bytes of the layer's tar.
-    pub size: u64,
-    /// Bytes of the tar that are here. After an unclean boot those not re-checked yet do not count.
-    pub present: u64,
-    /// Spans of the layer.
-    pub spans: u32,
-    /// Spans that are here.
-    pub spans_present: u32,
-    /// Compressed bytes fetched because a read waited for them, since the layer was opened.
-    pub fetched_on_demand: u64,
-    /// Reads that had to wait, since the layer was opened.
-    pub reads_that_waited: u64,
-    /// Tar headers found to differ from the zTOC, since the layer was opened; their files cannot be read.
-    pub headers_refused: u64,
 }
 
 impl Layer {
@@ -100,6 +85,7 @@ impl Layer {
             encoding: manifest.encoding,
             tar_start: manifest.tar_start,
             tar_size: manifest.uncompressed_size,
+            file_size: manifest.file_size,
             image,
             file: layer,
             windows,
@@ -110,8 +96,8 @@ impl Layer {
             slots,
             sources: Sources::new(),
             engine,
-            fetched_on_demand: AtomicU64::new(0),
-            reads_that_waited: AtomicU64::new(0),
+            counters: Counters::new(),
+            completeness: watch::Sender::new(Completeness::Incomplete),
         }
     }
 
@@ -141,7 +127,25 @@ impl Layer {
     /// Otherwise the call returns at once, and `reply` runs later on a thread of the engine. It always runs exactly once,
     /// at the latest after [`crate::StoreOptions::read_deadline`]; it should not block.
     pub fn read(self: &Arc<Self>, nid: Nid, offset: u64, len: u32, reply: Reply) {
-        match self.wanted(nid, offset, len) {
+        self.answer(self.wanted(nid, offset, len), reply);
+    }
+
+    /// Reads `len` bytes of the layer file itself from `offset`, for a kernel that mounts it; fewer only at its end, or beyond [`MAX_READ`].
+    ///
+    /// The metadata are always here. Of the tar, a range is given when its spans are here and the header of every file that has a byte in it was
+    /// compared: one file that cannot be read fails the whole range. Headers and padding themselves are of no interest to who reads files.
+    /// `reply` runs as for [`Self::read`].
+    pub fn read_file(self: &Arc<Self>, offset: u64, len: u32, reply: Reply) {
+        self.answer(Ok(self.wanted_of_file(offset, len)), reply);
+    }
+
+    /// Bytes of the layer file: metadata and tar, a multiple of 512.
+    pub fn file_size(&self) -> u64 {
+        self.file_size
+    }
+
+    fn answer(self: &Arc<Self>, wanted: Result<Option<Wanted>, ReadError>, reply: Reply) {
+        match wanted {
             Err(error) => reply(Err(error)),
             Ok(None) => reply(Ok(&[])),
             Ok(Some(wanted)) if self.can_serve(&wanted) => self.serve(&wanted, reply),
@@ -149,71 +153,85 @@ impl Layer {
         }
     }
 
-    /// How far the layer is. Looks at every span: for a person's question, not for every read.
-    pub fn status(&self) -> LayerStatus {
-        let here = || self.spans.iter().zip(&self.slots).filter(|(_, slot)| slot.is_present());
-        LayerStatus {
-            size: self.tar_size,
-            present: here().map(|(row, _)| row.tar_len()).sum(),
-            spans: self.number(self.slots.len()),
-            spans_present: self.number(here().count()),
-            fetched_on_demand: self.fetched_on_demand.load(Ordering::Relaxed),
-            reads_that_waited: self.reads_that_waited.load(Ordering::Relaxed),
-            headers_refused: self.header_states.count_bad(),
-        }
-    }
-
-    /// Which bytes of the tar a read means; `None` if there are none.
+    /// Which bytes a read of a file means; `None` if there are none.
     fn wanted(&self, nid: Nid, offset: u64, len: u32) -> Result<Option<Wanted>, ReadError> {
         let inode =
             self.image.inode(nid).map_err(|source| ReadError::Metadata { nid, source: Arc::new(source) })?;
         if inode.kind != Kind::Regular {
             return Err(ReadError::NotAFile { nid });
         }
-        let Some(place) = inode.tar_range else { return Ok(None) };
-        let start = place.start.checked_add(offset).filter(|start| *start < place.end);
+        let Some(file) = inode.tar_range else { return Ok(None) };
+        let start = file.start.checked_add(offset).filter(|start| *start < file.end);
         let Some(start) = start.filter(|_| len > 0) else { return Ok(None) };
-        let end = start.saturating_add(u64::from(len.min(MAX_READ))).min(place.end);
-        let tar = start.checked_sub(self.tar_start).zip(end.checked_sub(self.tar_start));
+        let place = start..start.saturating_add(u64::from(len.min(MAX_READ))).min(file.end);
         let header = self.headers.of_file(nid.0);
-        let (Some((start, end)), Some(header)) = (tar, header) else { return Err(ReadError::Header { nid }) };
-        if end > self.tar_size {
+        let (Some(tar), Some(header)) = (self.tar_of(&place), header) else {
+            return Err(ReadError::Header { nid });
+        };
+        if tar.is_empty() || tar.end > self.tar_size {
             return Err(ReadError::Header { nid });
         }
-        Ok(Some(Wanted { nid: nid.0, header, tar: start..end }))
+        Ok(Some(Wanted { place, tar, headers: header.0..header.0.saturating_add(1) }))
+    }
+
+    /// Which bytes a read of the layer file means; `None` if there are none.
+    fn wanted_of_file(&self, offset: u64, len: u32) -> Option<Wanted> {
+        let end = offset.checked_add(u64::from(len.min(MAX_READ)))?.min(self.file_size);
+        let place = offset..end;
+        if place.is_empty() {
+            return None;
+        }
+        // What lies before the tar or, up to a whole block, behind it, is here.
+        let tar = offset.max(self.tar_start)..end.min(self.tar_start.saturating_add(self.tar_size));
+        let tar = self.tar_of(&tar).filter(|tar| !tar.is_empty()).unwrap_or_default();
+        Some(Wanted { headers: self.headers.with_data_in(&tar), place, tar })
+    }
+
+    /// A range of the layer file, counted from the beginning of the tar.
+    fn tar_of(&self, place: &Range<u64>) -> Option<Range<u64>> {
+        Some(place.start.checked_sub(self.tar_start)?..place.end.checked_sub(self.tar_start)?)
     }
 
     /// Whether an answer needs nothing from outside. Touches no lock.
     fn can_serve(&self, wanted: &Wanted) -> bool {
-        match self.header_states.get(wanted.header) {
-            HeaderState::Bad => true,
-            HeaderState::Good => self.has_all(&wanted.tar),
-            HeaderState::Unknown => {
-                self.has_all(&wanted.tar)
-                    && self.headers.get(wanted.header).is_some_and(|row| self.has_all(&row.range))
+        let mut known = true;
+        for header in self.headers_of(wanted) {
+            match self.header_states.get(header) {
+                HeaderState::Bad => return true,
+                HeaderState::Good => {}
+                HeaderState::Unknown => {
+                    known = known && self.headers.get(header).is_some_and(|row| self.has_all(&row.range));
+                }
             }
         }
+        known && self.has_all(&wanted.tar)
     }
 
     /// Answers a read whose spans are all here, on this thread.
     pub(crate) fn serve(&self, wanted: &Wanted, reply: Reply) {
-        match self.check_header(wanted.header) {
-            Err(error) => return reply(Err(error)),
-            Ok(HeaderState::Good) => {}
-            Ok(HeaderState::Bad | HeaderState::Unknown) => {
-                return reply(Err(ReadError::Header { nid: Nid(wanted.nid) }));
+        for header in self.headers_of(wanted) {
+            match self.check_header(header) {
+                Err(error) => return reply(Err(error)),
+                Ok(HeaderState::Good) => {}
+                Ok(HeaderState::Bad | HeaderState::Unknown) => {
+                    let nid = self.headers.get(header).and_then(|row| row.nid).unwrap_or(0);
+                    return reply(Err(ReadError::Header { nid: Nid(nid) }));
+                }
             }
         }
-        let len = usize::try_from(wanted.tar.end.saturating_sub(wanted.tar.start)).unwrap_or(usize::MAX);
-        self.engine.buffers.with(len, |buffer| match self.read_tar(buffer, wanted.tar.start) {
-            Ok(()) => reply(Ok(buffer)),
-            Err(error) => reply(Err(error)),
+        let len = usize::try_from(wanted.place.end.saturating_sub(wanted.place.start)).unwrap_or(usize::MAX);
+        self.engine.buffers.with(len, |buffer| {
+            let read = self.file.read_exact_at(buffer, wanted.place.start);
+            match read.map_err(ReadError::io("read the layer file")) {
+                Ok(()) => reply(Ok(buffer)),
+                Err(error) => reply(Err(error)),
+            }
         });
     }
 
     /// Lets a read wait for the spans that it lacks, and has those fetched that nobody fetches.
     fn wait(self: &Arc<Self>, wanted: Wanted, reply: Reply) {
-        self.reads_that_waited.fetch_add(1, Ordering::Relaxed);
+        self.counters.waits();
         let options = &self.engine.options;
         let needed = self.needed(&wanted);
         let read = PendingRead::new(Arc::clone(self), wanted, reply, options.read_deadline);
@@ -233,21 +251,31 @@ impl Layer {
         read.arrived();
     }
 
-    /// The spans that an answer needs: those of the bytes, and those of the header if it was not compared yet. Ascending.
+    /// The spans that an answer needs: those of the bytes, and those of the headers that were not compared yet. Ascending.
     fn needed(&self, wanted: &Wanted) -> Vec<usize> {
-        let mut spans: Vec<usize> = self.spans.covering(&wanted.tar).collect();
-        if self.header_states.get(wanted.header) == HeaderState::Unknown
-            && let Some(row) = self.headers.get(wanted.header)
-        {
-            spans.extend(self.spans.covering(&row.range));
+        let mut spans: Vec<usize> = Vec::new();
+        if !wanted.tar.is_empty() {
+            spans.extend(self.spans.covering(&wanted.tar));
+        }
+        for header in self.headers_of(wanted) {
+            if self.header_states.get(header) == HeaderState::Unknown
+                && let Some(row) = self.headers.get(header)
+            {
+                spans.extend(self.spans.covering(&row.range));
+            }
         }
         spans.sort_unstable();
         spans.dedup();
         spans
     }
 
+    /// The headers that must be good before the bytes are given.
+    fn headers_of(&self, wanted: &Wanted) -> impl Iterator<Item = HeaderId> {
+        self.headers.files_in(wanted.headers.clone())
+    }
+
     fn has_all(&self, tar: &Range<u64>) -> bool {
-        self.spans.covering(tar).all(|span| self.has(span))
+        tar.is_empty() || self.spans.covering(tar).all(|span| self.has(span))
     }
 
     fn has(&self, span: usize) -> bool {
@@ -288,8 +316,8 @@ impl Layer {
         &self.engine
     }
 
-    pub(crate) fn count_fetched(&self, bytes: u64) {
-        self.fetched_on_demand.fetch_add(bytes, Ordering::Relaxed);
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Brings everything to the disk and says so there.

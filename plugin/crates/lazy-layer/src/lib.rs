@@ -5,7 +5,8 @@
 //!
 //! # A read
 //!
-//! [`Layer::read`] turns inode and offset into a range of the tar, and that into spans.
+//! [`Layer::read`] turns inode and offset into a range of the tar, and that into spans. [`Layer::read_file`] does so for the layer file as a whole, which a
+//! kernel can mount.
 //! * All here: `pread` into a pooled buffer, and the reply, on the caller's thread. Span and header states are atomics; no lock is
 //!   taken and the async runtime is not touched.
 //! * Something is missing: the reply joins the waiters of each missing span, and the call returns. Who was first to want a span starts its
@@ -52,11 +53,13 @@ mod sources;
 mod store;
 mod toc;
 mod waiting;
+mod waits;
 
 pub use error::{CreateError, FileError, OpenError, OpenLayerError, ReadError};
 pub use key::{LayerKey, UnsupportedDigest};
-pub use layer::{Attachment, Layer, LayerStatus, MAX_READ, Reply};
+pub use layer::{Attachment, Completeness, Layer, LayerStatus, MAX_READ, Reply};
 pub use mapping::Mapping;
 pub use options::StoreOptions;
 pub use source::{BlobSource, SourceError};
 pub use store::LayerStore;
+pub use waits::Waits;

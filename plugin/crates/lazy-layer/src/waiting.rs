@@ -1,5 +1,6 @@
 //! Reads that wait for spans.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,25 +9,25 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::disk::headers::HeaderId;
 use crate::error::ReadError;
 use crate::layer::{Layer, Reply};
 
 /// What a read is to be answered with.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
-    /// The file.
-    pub(crate) nid: u64,
-    /// The tar header in front of its data.
-    pub(crate) header: HeaderId,
-    /// Where the bytes are in the tar; not empty.
-    pub(crate) tar: std::ops::Range<u64>,
+    /// Bytes of the layer file; not empty.
+    pub(crate) place: Range<u64>,
+    /// Those of them that are the tar's, counted from its beginning; empty if there are none.
+    pub(crate) tar: Range<u64>,
+    /// Rows of the tar headers that are in front of these bytes.
+    pub(crate) headers: Range<usize>,
 }
 
 /// One read and the spans it lacks. Whatever happens first answers it: the last span, a failure, the deadline.
 pub(crate) struct PendingRead {
     layer: Arc<Layer>,
     wanted: Wanted,
+    since: Instant,
     deadline: Instant,
     answered: AtomicBool,
     inner: Mutex<Inner>,
@@ -41,10 +42,12 @@ struct Inner {
 
 impl PendingRead {
     pub(crate) fn new(layer: Arc<Layer>, wanted: Wanted, reply: Reply, deadline: Duration) -> Arc<Self> {
+        let since = Instant::now();
         Arc::new(Self {
             layer,
             wanted,
-            deadline: Instant::now() + deadline,
+            since,
+            deadline: since + deadline,
             answered: AtomicBool::new(false),
             inner: Mutex::new(Inner { reply: Some(reply), lacking: 1, timer: None }),
         })
@@ -102,7 +105,11 @@ impl PendingRead {
         if let Some(timer) = inner.timer.take() {
             timer.abort();
         }
-        inner.reply.take()
+        let reply = inner.reply.take();
+        if reply.is_some() {
+            self.layer.counters().waited(self.since.elapsed());
+        }
+        reply
     }
 }
 

@@ -140,6 +140,27 @@ impl<B: AsRef<[u8]>> HeaderTable<B> {
         first..last
     }
 
+    /// The rows with data in `range` of the tar: all from the last whose header begins at or before it to the last whose header ends in it.
+    /// Not each of them need have any; see [`Self::files_in`].
+    pub(crate) fn with_data_in(&self, range: &Range<u64>) -> Range<usize> {
+        if range.is_empty() {
+            return 0..0;
+        }
+        let first = self.partition(|header| header.start <= range.start).saturating_sub(1);
+        let last = self.partition(|header| header.end < range.end);
+        first..last.max(first)
+    }
+
+    /// The rows of `rows` that have data, and it is a file's.
+    pub(crate) fn files_in(&self, rows: Range<usize>) -> impl Iterator<Item = HeaderId> {
+        let has_data = |at: &usize| {
+            let Some(row) = self.row(*at) else { return false };
+            let next = at.checked_add(1).and_then(|next| u64_at(self.row(next)?, 0));
+            row.get(40) == Some(&1) && next != u64_at(row, 8)
+        };
+        rows.filter(has_data).map(HeaderId)
+    }
+
     /// How many of the first rows hold `before`; rows are in tar order and do not overlap.
     fn partition(&self, before: impl Fn(&Range<u64>) -> bool) -> usize {
         let (mut low, mut high) = (0, self.rows);
@@ -198,6 +219,15 @@ mod tests {
         assert_eq!(table.touching(&(512..1024)), 1..1);
         assert_eq!(table.touching(&(511..1537)), 0..3);
         assert_eq!(table.touching(&(5000..6000)), 4..4);
+        let files = |range| table.files_in(table.with_data_in(&range)).map(|id| id.0).collect::<Vec<_>>();
+        assert_eq!(files(512..1024), [0]);
+        assert_eq!(files(1023..3073), [0, 2]);
+        assert_eq!(files(1024..3072), [] as [usize; 0], "headers are no file's data");
+        assert_eq!(files(3072..9000), [2]);
+        assert_eq!(files(5000..9000), [] as [usize; 0], "behind a row without data");
+        assert_eq!(files(0..0), [] as [usize; 0]);
+        let table = HeaderTable::new(encode(&[row(0..512, 90, true), row(512..1024, 91, true)])).unwrap();
+        assert_eq!(table.files_in(0..2).map(|id| id.0).collect::<Vec<_>>(), [1], "the first is empty");
     }
 
     #[test]

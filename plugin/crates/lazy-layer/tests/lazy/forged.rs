@@ -1,9 +1,12 @@
 //! zTOCs that lie.
 
-use lazy_layer::{CreateError, ReadError};
+use std::sync::Arc;
+
+use erofs_image::Nid;
+use lazy_layer::{CreateError, Layer, ReadError};
 use ztoc::{Entry, PaxRecord, UncompressedOffset, Ztoc};
 
-use crate::bed::{Bed, nid, read, read_all};
+use crate::bed::{Bed, PATIENCE, nid, read, read_all};
 use crate::making::{Made, Random, Shape, append, digest};
 
 /// What the lie is called, and how it is told.
@@ -61,6 +64,7 @@ fn a_forged_row_makes_that_file_unreadable_and_no_other() {
                 assert_eq!(read(&layer, &forged.files[other].0).unwrap(), forged.files[other].1, "{lie}");
             }
             assert_eq!(layer.status().headers_refused, 1);
+            the_layer_file_holds_back(&layer, &forged, wanted);
 
             drop((layer, attachment));
             let bed = bed.restart();
@@ -70,6 +74,26 @@ fn a_forged_row_makes_that_file_unreadable_and_no_other() {
                 "{lie}: a restart forgives nothing"
             );
             assert_eq!(read(&layer, "last").unwrap(), forged.files[2].1);
+        }
+    }
+}
+
+/// Of the layer file too, every block is given but those of the file in question.
+fn the_layer_file_holds_back(layer: &Arc<Layer>, made: &Made, victim: Nid) {
+    let tar_start = layer.file_size() - made.ztoc.uncompressed_size.next_multiple_of(512);
+    let at = made.ztoc.entries[1].data_offset.0;
+    let hidden = at..at + layer.image().inode(victim).unwrap().size;
+    for block in (0..made.ztoc.uncompressed_size).step_by(512) {
+        let (tell, told) = std::sync::mpsc::channel();
+        let reply = move |result: Result<&[u8], ReadError>| tell.send(result.map(<[u8]>::to_vec)).unwrap();
+        layer.read_file(tar_start + block, 512, Box::new(reply));
+        match told.recv_timeout(PATIENCE).unwrap() {
+            Err(ReadError::Header { nid }) => assert!(hidden.contains(&block) && nid == victim, "{block}"),
+            Ok(bytes) => {
+                assert!(!hidden.contains(&block), "{block} of {hidden:?}");
+                assert_eq!(bytes, made.tar[block as usize..block as usize + 512]);
+            }
+            Err(other) => panic!("{other:?}"),
         }
     }
 }

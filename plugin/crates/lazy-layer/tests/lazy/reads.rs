@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use erofs_image::Nid;
-use lazy_layer::{BlobSource, MAX_READ, ReadError};
+use lazy_layer::{BlobSource, Layer, MAX_READ, ReadError};
 
-use crate::bed::{Bed, Fault, Source, ask, asked_for, nid, read, read_all};
+use crate::bed::{Bed, Fault, PATIENCE, Source, ask, asked_for, nid, read, read_all};
 use crate::making::{Made, Random, Shape, append};
 
 const SHAPES: [Shape; 3] = [Shape::Gzip, Shape::Members(100_000), Shape::Plain];
@@ -172,4 +172,45 @@ fn images_share_a_layer_file_and_its_sources() {
     assert!(!Arc::ptr_eq(&layer, &apart));
     read_all(&apart, &other);
     assert!(!source.asked.lock().is_empty(), "another ztoc shares nothing");
+}
+
+fn ask_file(layer: &Arc<Layer>, offset: u64, len: u32) -> Result<Vec<u8>, ReadError> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let reply = move |result: Result<&[u8], ReadError>| tell.send(result.map(<[u8]>::to_vec)).unwrap();
+    layer.read_file(offset, len, Box::new(reply));
+    told.recv_timeout(PATIENCE).unwrap()
+}
+
+#[test]
+fn the_layer_file_reads_as_it_will_be_when_it_is_complete() {
+    let mut random = Random::seeded("the_layer_file_reads_as_it_will_be_when_it_is_complete");
+    for shape in SHAPES {
+        let made = Made::random(random.next(), shape, 40, 65_536);
+        let bed = Bed::new();
+        let (layer, source, attachment) = bed.lazy(&made);
+        let size = layer.file_size();
+        assert_eq!(std::fs::metadata(layer.path()).unwrap().len(), size);
+        let tar_start = size - made.ztoc.uncompressed_size.next_multiple_of(512);
+        let metadata = std::fs::read(layer.path()).unwrap()[..tar_start as usize].to_vec();
+        assert_eq!(ask_file(&layer, 0, tar_start as u32).unwrap(), metadata);
+        assert!(source.asked.lock().is_empty(), "the metadata are here");
+        let tar = &made.tar[..made.ztoc.uncompressed_size as usize];
+        let mut whole = [&metadata, tar].concat();
+        whole.resize(size as usize, 0);
+        for _ in 0..300 {
+            let offset = random.below(size + 5000);
+            let len = random.below(100_000) as u32;
+            let start = offset.min(size) as usize;
+            let end = (offset + u64::from(len)).min(size) as usize;
+            assert!(
+                ask_file(&layer, offset, len).unwrap() == whole[start..end.max(start)],
+                "{offset}, {len} bytes"
+            );
+        }
+        for (offset, len) in [(size, 1), (u64::MAX, u32::MAX), (5, 0)] {
+            assert!(ask_file(&layer, offset, len).unwrap().is_empty());
+        }
+        assert!(ask_file(&layer, 0, u32::MAX).unwrap() == whole);
+        drop(attachment);
+    }
 }
