@@ -1,7 +1,13 @@
-//! Descriptors that come from outside: the socket that systemd passes (`sd_listen_fds(3)`).
+//! Descriptors that come from outside: the socket that systemd passes (`sd_listen_fds(3)`); and those that the kernel takes over for good
+//! ([`LoopDevice`]).
 //!
-//! The only module of the daemon with unsafe code: a number in an environment variable becomes an owned descriptor.
-#![allow(unsafe_code, reason = "taking ownership of an inherited descriptor has no safe form")]
+//! The only module of the daemon with unsafe code: a number in an environment variable becomes an owned descriptor, and a loop device is told
+//! by ioctl(2) which descriptor it goes by.
+#![allow(unsafe_code, reason = "handing descriptors over by number has no safe form")]
+
+mod loop_device;
+
+pub use loop_device::{LoopBacking, LoopControl, LoopDevice};
 
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -125,6 +125,12 @@ impl Config {
         seconds(or(self.general.mount_timeout_sec, 30))
     }
 
+    /// How long the kernel front end of one layer may take to come up.
+    #[must_use]
+    pub fn attach_deadline(&self) -> Duration {
+        seconds(self.deadlines.attach_sec)
+    }
+
     /// How long a blocked read may take.
     #[must_use]
     pub fn read_deadline(&self) -> Duration {

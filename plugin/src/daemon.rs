@@ -23,13 +23,15 @@ mod socket;
 use crate::args::{Args, Command, ConfigCommand};
 use crate::config::{Config, LoadError, count, or};
 use crate::credentials::{FromKeyring, Keyring};
+use crate::fuse::FuseOptions;
 use crate::grpc::{OwnService, SnapshotsService};
+use crate::kernel::{Kernel, KernelOptions};
 use crate::resolve::{self, Registries, Resolver};
 use crate::snapshot::overlay::OverlayOptions;
 use crate::snapshot::{self, SnapshotError, Snapshotter};
 use crate::telemetry;
 use crate::unpack::{self, Unpacker};
-use lazy::LazyBackend;
+use lazy::{LazyBackend, Mounting};
 use metrics::Endpoint;
 use notify::notify;
 use socket::Socket;
@@ -256,7 +258,21 @@ fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
         },
         Arc::clone(&resolver),
     ));
-    let backend = LazyBackend { resolver, unpacker, mount_deadline: config.mount_deadline() };
+    let kernel = kernel_front_end(root, config, overlay);
+    let backend = LazyBackend {
+        resolver,
+        unpacker,
+        mounting: Mounting {
+            fuse: FuseOptions {
+                threads: count(config.fuse.threads),
+                read_ahead_kib: kib(config.fuse.read_ahead_kib),
+                layer_file: kernel.is_some(),
+            },
+            mount_deadline: config.mount_deadline(),
+            kernel,
+            attach_deadline: config.attach_deadline(),
+        },
+    };
     let options = snapshot::Options {
         min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
         restores: count(config.limits.restores),
@@ -265,6 +281,35 @@ fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
     };
     let snapshotter = Snapshotter::open(root, options, Arc::new(backend)).map_err(DaemonError::Snapshots)?;
     Ok(Parts { snapshotter, keyring, layers })
+}
+
+/// Whether layers are mounted above FUSE; why not is said here, once.
+fn kernel_front_end(root: &Path, config: &Config, overlay: OverlayOptions) -> Option<Kernel> {
+    if config.fuse.kernel != "auto" {
+        return None;
+    }
+    if overlay.userxattr {
+        tracing::info!("layers are mounted through FUSE alone: loop devices belong to the whole machine");
+        return None;
+    }
+    let options = KernelOptions {
+        read_ahead_kib: kib(config.fuse.read_ahead_kib),
+        local_read_ahead_kib: kib(config.fuse.local_read_ahead_kib),
+    };
+    match Kernel::probe(root, options) {
+        Ok(kernel) => {
+            tracing::info!("layers are mounted through FUSE, and by the kernel's EROFS above it");
+            Some(kernel)
+        }
+        Err(error) => {
+            tracing::info!(error = telemetry::chain(&error), "layers are mounted through FUSE alone");
+            None
+        }
+    }
+}
+
+fn kib(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(0)
 }
 
 fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientOptions {

@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod daemon;
 pub mod fuse;
 pub mod grpc;
+pub mod kernel;
 pub mod resolve;
 pub mod snapshot;
 pub mod telemetry;

@@ -26,7 +26,7 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Asked, Attempt, Backend, LazyMount};
+pub use backend::{Asked, Attempt, Backend, FrontEnd, LazyMount};
 pub use clean::CleanError;
 pub use outcomes::{Outcome, Outcomes, Setback};
 pub use record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
@@ -126,6 +126,8 @@ pub struct LayerReport {
     pub mount_point: PathBuf,
     /// How far it is.
     pub status: lazy_layer::LayerStatus,
+    /// What containers read it through.
+    pub front_end: FrontEnd,
 }
 
 // === impl Snapshotter ===
@@ -324,6 +326,7 @@ impl Snapshotter {
                 lazy: mounted.lazy.clone(),
                 mount_point: self.shared.tree.fs(*id),
                 status: mounted.mount.status(),
+                front_end: mounted.mount.front_end(),
             })
             .collect()
     }
@@ -404,10 +407,17 @@ impl Shared {
             kind: own.kind,
             upper: self.tree.fs(own.id),
             work: self.tree.work(own.id),
-            lower: ancestors.iter().map(|named| self.tree.fs(named.record.id)).collect(),
+            lower: ancestors.iter().map(|named| self.lower(named.record.id)).collect(),
             lazy: ancestors.first().is_some_and(|named| named.record.lazy.is_some()),
         };
         layers.mounts(self.options.overlay)
+    }
+
+    /// The directory that containers get of a layer.
+    fn lower(&self, id: Id) -> PathBuf {
+        let mounted = self.mounted.lock();
+        let lower = mounted.get(&id).and_then(|mounted| mounted.mount.lower());
+        lower.map_or_else(|| self.tree.fs(id), Path::to_owned)
     }
 
     fn usage(&self, id: Id) -> Result<Usage, SnapshotError> {

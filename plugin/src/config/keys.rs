@@ -183,6 +183,14 @@ tables! {
         entry_timeout "fuse.entry_timeout": Int(ANY) = 1;
         /// Accepted for upstream's sake: layers never change, so missing names never expire.
         negative_timeout "fuse.negative_timeout": Int(ANY) = 1;
+        /// Mounts layers as EROFS by way of loop devices, above FUSE, where the machine can ("auto"); or has containers read FUSE itself ("off") (ours).
+        kernel "fuse.kernel": Choice(&["auto", "off"]) = "auto";
+        /// Threads that answer the kernel, for each layer (ours).
+        threads "fuse.threads": Int(1..=64) = 1;
+        /// KiB that the kernel reads ahead of a reader while data comes by way of FUSE (0: what the kernel takes of itself) (ours).
+        read_ahead_kib "fuse.read_ahead_kib": Int(0..=65_536) = 1_024;
+        /// KiB that the kernel reads ahead of a reader of a layer that is complete on the local disk (ours).
+        local_read_ahead_kib "fuse.local_read_ahead_kib": Int(0..=65_536) = 1_024;
         /// Logs each file system request at debug (not used yet).
         log_fuse_operations "fuse.log_fuse_operations": Bool = false;
     }
@@ -284,6 +292,8 @@ tables! {
         resolve_sec "deadlines.resolve_sec": Int(SECONDS) = 5;
         /// Seconds that an answer of containerd's may take.
         containerd_sec "deadlines.containerd_sec": Int(SECONDS) = 2;
+        /// Seconds for a layer's EROFS mount before containers read FUSE itself.
+        attach_sec "deadlines.attach_sec": Int(SECONDS) = 5;
         /// Seconds without a byte after which unpacking a layer here is given up.
         unpack_stall_sec "deadlines.unpack_stall_sec": Int(SECONDS) = 30;
         /// Seconds for requests in flight and mounts to end when the daemon is stopped.

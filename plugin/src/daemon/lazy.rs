@@ -1,15 +1,17 @@
 //! The snapshot verbs' [`Backend`]: resolver, FUSE and unpacker put together.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use lazy_layer::{Attachment, Layer, LayerStatus};
+use tokio::task::AbortHandle;
 
 use crate::fuse::{FuseMount, FuseOptions, Unmounted};
+use crate::kernel::{Kernel, KernelMount};
 use crate::resolve::{Resolution, ResolvedLayer, Resolver};
-use crate::snapshot::{Asked, Attempt, Backend, LazyMount, LazyRecord};
+use crate::snapshot::{Asked, Attempt, Backend, FrontEnd, LazyMount, LazyRecord};
 use crate::telemetry::chain;
 use crate::unpack::Unpacker;
 
@@ -18,26 +20,45 @@ use crate::unpack::Unpacker;
 pub(super) struct LazyBackend {
     pub(super) resolver: Arc<Resolver>,
     pub(super) unpacker: Arc<Unpacker>,
+    pub(super) mounting: Mounting,
+}
+
+/// How layers are mounted.
+#[derive(Clone, Debug)]
+pub(super) struct Mounting {
+    pub(super) fuse: FuseOptions,
     /// How long mount(2) and the hand-shake may take; they ask nobody outside the machine.
     pub(super) mount_deadline: Duration,
+    /// None where containers read FUSE itself.
+    pub(super) kernel: Option<Kernel>,
+    /// How long that may take to come up, once FUSE is there.
+    pub(super) attach_deadline: Duration,
 }
 
 /// A layer that the kernel shows.
 #[derive(Debug)]
 struct MountedLayer {
     mount: FuseMount,
+    kernel: Option<Attached>,
     layer: Arc<Layer>,
     source: Attachment,
 }
 
+/// The kernel front end of a layer, and the task that has it leave FUSE when the layer is complete.
+#[derive(Debug)]
+struct Attached {
+    mount: Arc<KernelMount>,
+    leaving: AbortHandle,
+}
+
 impl Backend for LazyBackend {
     fn mount(&self, asked: Asked, at: PathBuf) -> BoxFuture<'static, Attempt> {
-        let (resolver, deadline) = (Arc::clone(&self.resolver), self.mount_deadline);
+        let (resolver, mounting) = (Arc::clone(&self.resolver), self.mounting.clone());
         Box::pin(async move {
             match resolver.resolve(asked.namespace.as_deref(), &asked.layer).await {
                 Resolution::Lazy(resolved) => {
                     let record = resolved.record.clone();
-                    match mount(resolved, at, deadline).await {
+                    match mounting.mount(resolved, at).await {
                         Ok(mounted) => Attempt::Mounted(record, mounted),
                         Err(MountFailure::Refused(reason)) => Attempt::Failed(reason),
                         Err(MountFailure::Late) => {
@@ -73,10 +94,10 @@ impl Backend for LazyBackend {
         lazy: LazyRecord,
         at: PathBuf,
     ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>> {
-        let (resolver, deadline) = (Arc::clone(&self.resolver), self.mount_deadline);
+        let (resolver, mounting) = (Arc::clone(&self.resolver), self.mounting.clone());
         Box::pin(async move {
             let resolved = resolver.restore(&lazy).await?;
-            mount(resolved, at, deadline).await.map_err(|failure| match failure {
+            mounting.mount(resolved, at).await.map_err(|failure| match failure {
                 MountFailure::Refused(reason) => reason,
                 MountFailure::Late => "the kernel did not mount it in time".to_owned(),
             })
@@ -95,35 +116,105 @@ enum MountFailure {
     Late,
 }
 
-async fn mount(
-    resolved: ResolvedLayer,
-    at: PathBuf,
+// === impl Mounting ===
+
+impl Mounting {
+    /// FUSE first, then what is above it, where the machine has that.
+    async fn mount(self, resolved: ResolvedLayer, at: PathBuf) -> Result<Box<dyn LazyMount>, MountFailure> {
+        let ResolvedLayer { layer, source, .. } = resolved;
+        let (options, shown) = (self.fuse.clone(), Arc::clone(&layer));
+        let mut mounting = tokio::task::spawn_blocking(move || {
+            let mount = FuseMount::mount(Arc::clone(&shown), &at, options)?;
+            Ok::<_, crate::fuse::MountError>(MountedLayer { mount, kernel: None, layer: shown, source })
+        });
+        let mut mounted = match tokio::time::timeout(self.mount_deadline, &mut mounting).await {
+            Ok(Ok(Ok(mounted))) => mounted,
+            Ok(Ok(Err(error))) => return Err(MountFailure::Refused(chain(&error))),
+            Ok(Err(_)) => return Err(MountFailure::Refused("the daemon is stopping".into())),
+            Err(_) => {
+                // Should it come after all, nobody waits for it any more.
+                tokio::spawn(async move {
+                    if let Ok(Ok(mounted)) = mounting.await {
+                        let _ = tokio::task::spawn_blocking(move || Box::new(mounted).unmount()).await;
+                    }
+                });
+                return Err(MountFailure::Late);
+            }
+        };
+        if let Some(kernel) = self.kernel {
+            let fuse_at = mounted.mount.mount_point().to_owned();
+            match attach(kernel, &layer, fuse_at, self.attach_deadline).await {
+                Ok(mount) => mounted.kernel = Some(Attached::of(mount, &layer)),
+                Err(error) => tracing::warn!(
+                    layerDigest = %layer.key().layer,
+                    "mount-point" = %mounted.mount.mount_point().display(),
+                    error,
+                    "a layer goes on with FUSE alone"
+                ),
+            }
+        }
+        Ok(Box::new(mounted))
+    }
+}
+
+async fn attach(
+    kernel: Kernel,
+    layer: &Arc<Layer>,
+    fuse_at: PathBuf,
     deadline: Duration,
-) -> Result<Box<dyn LazyMount>, MountFailure> {
-    let ResolvedLayer { layer, source, .. } = resolved;
-    let mut mounting = tokio::task::spawn_blocking(move || {
-        let mount = FuseMount::mount(Arc::clone(&layer), &at, FuseOptions::default())?;
-        Ok::<_, crate::fuse::MountError>(MountedLayer { mount, layer, source })
-    });
-    match tokio::time::timeout(deadline, &mut mounting).await {
-        Ok(Ok(Ok(mounted))) => Ok(Box::new(mounted)),
-        Ok(Ok(Err(error))) => Err(MountFailure::Refused(chain(&error))),
-        Ok(Err(_)) => Err(MountFailure::Refused("the daemon is stopping".into())),
+) -> Result<KernelMount, String> {
+    let layer = Arc::clone(layer);
+    let mut attaching = tokio::task::spawn_blocking(move || kernel.attach(&layer, &fuse_at));
+    match tokio::time::timeout(deadline, &mut attaching).await {
+        Ok(Ok(Ok(mount))) => Ok(mount),
+        Ok(Ok(Err(error))) => Err(chain(&error)),
+        Ok(Err(_)) => Err("the daemon is stopping".into()),
         Err(_) => {
-            // Should it come after all, nobody waits for it any more.
             tokio::spawn(async move {
-                if let Ok(Ok(mounted)) = mounting.await {
-                    let _ = tokio::task::spawn_blocking(move || Box::new(mounted).unmount()).await;
+                if let Ok(Ok(mount)) = attaching.await {
+                    let _ = tokio::task::spawn_blocking(move || mount.unmount()).await;
                 }
             });
-            Err(MountFailure::Late)
+            Err("the kernel did not mount EROFS in time".into())
         }
+    }
+}
+
+// === impl Attached ===
+
+impl Attached {
+    fn of(mount: KernelMount, layer: &Layer) -> Attached {
+        let mount = Arc::new(mount);
+        let (completed, leaves) = (layer.completed(), Arc::clone(&mount));
+        let leaving = tokio::spawn(async move {
+            if !completed.await {
+                return;
+            }
+            let at = leaves.mount_point().to_owned();
+            match tokio::task::spawn_blocking(move || leaves.leave_fuse()).await {
+                Ok(Ok(true)) => {
+                    tracing::info!("mount-point" = %at.display(), "a complete layer needs FUSE no longer")
+                }
+                Ok(Ok(false)) | Err(_) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!("mount-point" = %at.display(), error = chain(&error), "a complete layer stays with FUSE")
+                }
+            }
+        });
+        Attached { mount, leaving: leaving.abort_handle() }
     }
 }
 
 impl LazyMount for MountedLayer {
     fn unmount(self: Box<Self>) -> Result<(), String> {
-        let MountedLayer { mount, source, .. } = *self;
+        let MountedLayer { mount, kernel, source, .. } = *self;
+        if let Some(Attached { mount, leaving }) = kernel {
+            leaving.abort();
+            if let Err(error) = mount.unmount() {
+                std::mem::forget(source);
+                return Err(chain(&error));
+            }
+        }
         match mount.unmount() {
             // Transfers end with the source.
             Ok(Unmounted::Gone) => drop(source),
@@ -139,5 +230,13 @@ impl LazyMount for MountedLayer {
 
     fn status(&self) -> LayerStatus {
         self.layer.status()
+    }
+
+    fn lower(&self) -> Option<&Path> {
+        self.kernel.as_ref().map(|attached| attached.mount.mount_point())
+    }
+
+    fn front_end(&self) -> FrontEnd {
+        self.kernel.as_ref().map_or(FrontEnd::Fuse, |attached| attached.mount.front_end())
     }
 }

@@ -21,8 +21,9 @@ use super::errno::ToErrno;
 use super::view::{Chain, FOREVER, Outcome, View};
 
 const GENERATION: Generation = Generation(0);
-/// Reads that the kernel may have in flight ahead of their readers.
-const MAX_BACKGROUND: u16 = 64;
+/// Reads that the kernel may have in flight ahead of their readers, and for the loop device above, which has 128 at most: those that wait for
+/// what is missing must leave room for those that do not.
+const MAX_BACKGROUND: u16 = 256;
 
 /// One layer as a file system.
 #[derive(Debug)]
@@ -34,8 +35,27 @@ pub(super) struct LayerFs {
 }
 
 impl LayerFs {
-    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path) -> LayerFs {
-        LayerFs { view: Arc::new(View::new(layer, mount_point)), no_open: false, no_opendir: false }
+    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, layer_file: bool) -> LayerFs {
+        LayerFs {
+            view: Arc::new(View::new(layer, mount_point, layer_file)),
+            no_open: false,
+            no_opendir: false,
+        }
+    }
+
+    /// What answers a read, on whatever thread has the data.
+    fn answer(&self, reply: ReplyData) -> lazy_layer::Reply {
+        let view = Arc::clone(&self.view);
+        Box::new(move |data| {
+            view.guard(|| match data {
+                Ok(data) => reply.data(data),
+                Err(error) => {
+                    reply.error(error.errno());
+                    view.state.failed(&error);
+                    view.log("unable to read a file of a layer", &Chain(&error));
+                }
+            });
+        })
     }
 
     fn has_xattrs(&self) -> bool {
@@ -102,7 +122,7 @@ impl Filesystem for LayerFs {
         self.view.guard(|| {
             let target = match Node::of(number) {
                 Node::Layer(nid) => self.view.checked(self.view.image().read_link(nid)),
-                Node::StateDirectory | Node::StateFile => Err(Errno::EINVAL),
+                Node::StateDirectory | Node::StateFile | Node::LayerFile => Err(Errno::EINVAL),
             };
             match target {
                 Ok(target) => reply.data(target),
@@ -136,20 +156,8 @@ impl Filesystem for LayerFs {
         reply: ReplyData,
     ) {
         self.view.guard(|| match Node::of(number) {
-            Node::Layer(nid) => {
-                let view = Arc::clone(&self.view);
-                let answer = move |data: Result<&[u8], lazy_layer::ReadError>| {
-                    view.guard(|| match data {
-                        Ok(data) => reply.data(data),
-                        Err(error) => {
-                            reply.error(error.errno());
-                            view.state.failed(&error);
-                            view.log("unable to read a file of a layer", &Chain(&error));
-                        }
-                    });
-                };
-                self.view.layer.read(nid, offset, size, Box::new(answer));
-            }
+            Node::Layer(nid) => self.view.layer.read(nid, offset, size, self.answer(reply)),
+            Node::LayerFile => self.view.layer.read_file(offset, size, self.answer(reply)),
             Node::StateFile => {
                 let content = self.view.state.content(&self.view.layer.status());
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());

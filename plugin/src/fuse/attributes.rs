@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 1 | the root, nid 48 ([`Nid::ROOT`]) of the layer file |
 //! | 2, 3 | directory and file of the state ([`state_file`](super::state_file)) |
+//! | 4 | the layer file itself, for the kernel front end |
 //! | 49 … | the nid of the layer file |
 //!
 //! No inode has a nid below 48, so nothing collides.
@@ -17,6 +18,8 @@ use fuser::{FileAttr, FileType, INodeNo};
 pub(super) const STATE_DIRECTORY: INodeNo = INodeNo(2);
 /// Number of the state file.
 pub(super) const STATE_FILE: INodeNo = INodeNo(3);
+/// Number of the hidden layer file.
+pub(super) const LAYER_FILE: INodeNo = INodeNo(4);
 
 /// What a number stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,7 @@ pub(super) enum Node {
     Layer(Nid),
     StateDirectory,
     StateFile,
+    LayerFile,
 }
 
 impl Node {
@@ -32,6 +36,7 @@ impl Node {
             INodeNo::ROOT => Node::Layer(Nid::ROOT),
             STATE_DIRECTORY => Node::StateDirectory,
             STATE_FILE => Node::StateFile,
+            LAYER_FILE => Node::LayerFile,
             // Numbers that do not exist have no inode in the layer file either.
             INodeNo(nid) => Node::Layer(Nid(nid)),
         }
@@ -128,6 +133,6 @@ mod tests {
     fn numbers() {
         assert_eq!(Node::of(number(Nid::ROOT)), Node::Layer(Nid::ROOT));
         assert_eq!(Node::of(number(Nid(50))), Node::Layer(Nid(50)));
-        const { assert!(STATE_FILE.0 < Nid::ROOT.0 && STATE_DIRECTORY.0 < Nid::ROOT.0) };
+        const { assert!(LAYER_FILE.0 < Nid::ROOT.0) };
     }
 }

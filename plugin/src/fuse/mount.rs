@@ -14,7 +14,9 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::adapter::LayerFs;
+use super::attributes::LAYER_FILE;
 use super::session::Session;
+use super::state_file;
 
 /// What upstream's mounts look like in `/proc/mounts`; users grep for it.
 const SOURCE: &str = "soci";
@@ -32,6 +34,8 @@ pub struct FuseOptions {
     pub threads: usize,
     /// How far the kernel reads ahead, in KiB; 0 leaves its default of 128. Default 1024.
     pub read_ahead_kib: u32,
+    /// Whether the layer file can be opened by name, for the kernel front end. Default false.
+    pub layer_file: bool,
 }
 
 /// A mounted layer. Has to be unmounted; dropping it leaves the mount and its threads as they are.
@@ -90,7 +94,7 @@ pub struct UnmountError {
 
 impl Default for FuseOptions {
     fn default() -> FuseOptions {
-        FuseOptions { threads: 1, read_ahead_kib: 1024 }
+        FuseOptions { threads: 1, read_ahead_kib: 1024, layer_file: false }
     }
 }
 
@@ -107,7 +111,7 @@ impl FuseMount {
             .map_err(|errno| MountError::Device { source: errno.into() })?;
         mount(&device, at).map_err(|source| MountError::Mount { mount_point: at.to_owned(), source })?;
         let name = thread_name(at);
-        match Session::start(LayerFs::new(layer, at), device, options.threads, name) {
+        match Session::start(LayerFs::new(layer, at, options.layer_file), device, options.threads, name) {
             Ok(session) => {
                 if options.read_ahead_kib > 0 {
                     read_ahead(at, options.read_ahead_kib);
@@ -124,6 +128,21 @@ impl FuseMount {
     /// Where it is mounted.
     pub fn mount_point(&self) -> &Path {
         &self.mount_point
+    }
+
+    /// The layer file as a mount at this place shows it: nowhere listed, and there only with [`FuseOptions::layer_file`].
+    #[must_use]
+    pub fn layer_file(at: &Path) -> PathBuf {
+        at.join(state_file::DIRECTORY).join(state_file::LAYER)
+    }
+
+    /// Device (major, minor) and inode by which the layer file of the mount at this place can be told from all others.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn layer_file_id(at: &Path) -> io::Result<((u32, u32), u64)> {
+        Ok((device_number(at)?, LAYER_FILE.0))
     }
 
     /// Unmounts it and waits, for seconds at most, until its threads have ended.
@@ -196,17 +215,19 @@ fn unmount(at: &Path) -> Result<Unmounted, Errno> {
 
 /// Raises the kernel's read-ahead, which the protocol itself cannot raise above 128 KiB. Without it reads are only slower.
 fn read_ahead(at: &Path, kib: u32) {
-    // From what the kernel knows: no question to the file system itself.
-    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
-    let written = rustix::fs::statx(rustix::fs::CWD, at, flags, StatxFlags::empty())
-        .map_err(io::Error::from)
-        .and_then(|stat| {
-            let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", stat.stx_dev_major, stat.stx_dev_minor);
-            fs::write(path, kib.to_string())
-        });
+    let written = device_number(at).and_then(|(major, minor)| {
+        fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
+    });
     if let Err(error) = written {
         tracing::debug!("mount-point" = %at.display(), error = %error, "unable to raise read-ahead");
     }
+}
+
+/// Major and minor number of what is mounted here, from what the kernel knows: no question to the file system itself.
+fn device_number(at: &Path) -> io::Result<(u32, u32)> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    let stat = rustix::fs::statx(rustix::fs::CWD, at, flags, StatxFlags::empty())?;
+    Ok((stat.stx_dev_major, stat.stx_dev_minor))
 }
 
 /// `fuse-<snapshot>` from `…/snapshots/<snapshot>/fs`. Linux shows 15 bytes of it.

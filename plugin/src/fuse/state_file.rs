@@ -13,6 +13,8 @@ use serde::Serialize;
 
 /// Name of the directory in the root.
 pub(super) const DIRECTORY: &str = ".soci-snapshotter";
+/// Name in it of the layer file, which is not listed.
+pub(super) const LAYER: &str = "layer.erofs";
 /// Size of the file, and once it has an error.
 const SIZE: usize = 256;
 const SIZE_WITH_ERROR: usize = 1024;

@@ -11,7 +11,7 @@ use erofs_image::{Image, Nid};
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 use lazy_layer::{Layer, Mapping};
 
-use super::attributes::{self, Node, STATE_DIRECTORY, STATE_FILE};
+use super::attributes::{self, LAYER_FILE, Node, STATE_DIRECTORY, STATE_FILE};
 use super::errno::ToErrno;
 use super::state_file::{self, StateFile};
 use super::throttle::Throttle;
@@ -29,6 +29,8 @@ pub(super) struct View {
     pub(super) layer: Arc<Layer>,
     mount_point: PathBuf,
     pub(super) state: StateFile,
+    /// Whether the layer file can be found by its name.
+    layer_file: bool,
     throttle: Throttle,
 }
 
@@ -36,9 +38,9 @@ pub(super) struct View {
 pub(super) type Outcome<T> = Result<T, Errno>;
 
 impl View {
-    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path) -> View {
+    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, layer_file: bool) -> View {
         let state = StateFile::new(&layer);
-        View { layer, mount_point: mount_point.to_owned(), state, throttle: Throttle::new() }
+        View { layer, mount_point: mount_point.to_owned(), state, layer_file, throttle: Throttle::new() }
     }
 
     /// The one boundary that no panic passes. A reply that is dropped by one tells the kernel EIO.
@@ -79,6 +81,10 @@ impl View {
                 let now = SystemTime::now();
                 (NEVER, attributes::own(STATE_FILE, FileType::RegularFile, 0o400, self.state.size(), now))
             }
+            Node::LayerFile => {
+                let size = self.layer.file_size();
+                (FOREVER, attributes::own(LAYER_FILE, FileType::RegularFile, 0o400, size, UNIX_EPOCH))
+            }
         })
     }
 
@@ -91,8 +97,12 @@ impl View {
                     || (nid == Nid::ROOT && name == state_file::DIRECTORY).then_some(Node::StateDirectory);
                 Ok(found.map(Node::Layer).or_else(state))
             }
+            Node::StateDirectory if name == state_file::LAYER => {
+                // Not "nothing", which the kernel would believe for ever: a successor may have it.
+                if self.layer_file { Ok(Some(Node::LayerFile)) } else { Err(Errno::ENOENT) }
+            }
             Node::StateDirectory => Ok((name == self.state.name()).then_some(Node::StateFile)),
-            Node::StateFile => Err(Errno::ENOTDIR),
+            Node::StateFile | Node::LayerFile => Err(Errno::ENOTDIR),
         }
     }
 
@@ -125,7 +135,7 @@ impl View {
                     }
                 }
             }
-            Node::StateFile => return Err(Errno::ENOTDIR),
+            Node::StateFile | Node::LayerFile => return Err(Errno::ENOTDIR),
         }
         Ok(())
     }

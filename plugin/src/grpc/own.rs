@@ -77,6 +77,7 @@ impl Daemon for OwnService {
                 spans_present: layer.status.spans_present.into(),
                 fetched_on_demand: layer.status.fetched_on_demand,
                 reads_that_waited: layer.status.reads_that_waited,
+                front_end: layer.front_end.as_str().to_owned(),
             })
             .collect();
         let uptime = self.started.elapsed();

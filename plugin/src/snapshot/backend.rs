@@ -1,7 +1,7 @@
 //! What the snapshot verbs need from the rest of the daemon, so that they can be tested without a kernel and a registry.
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use futures_util::future::BoxFuture;
 use lazy_layer::LayerStatus;
@@ -60,6 +60,17 @@ pub enum Attempt {
     Stuck(String),
 }
 
+/// What containers read a layer through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontEnd {
+    /// The FUSE mount.
+    Fuse,
+    /// EROFS, whose bytes come by way of the FUSE mount.
+    KernelOverFuse,
+    /// EROFS on the local layer file: nothing of the daemon is needed any more.
+    Local,
+}
+
 /// A layer that is mounted. Dropping it without [`LazyMount::unmount`] leaves the mount to the next start.
 pub trait LazyMount: Debug + Send {
     /// Unmounts it. Blocking.
@@ -70,4 +81,28 @@ pub trait LazyMount: Debug + Send {
 
     /// How far it is.
     fn status(&self) -> LayerStatus;
+
+    /// What containers are to have as lower directory, where that is not what the layer is mounted at.
+    fn lower(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Which file system that is.
+    fn front_end(&self) -> FrontEnd {
+        FrontEnd::Fuse
+    }
+}
+
+// === impl FrontEnd ===
+
+impl FrontEnd {
+    /// As a status report says it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FrontEnd::Fuse => "fuse",
+            FrontEnd::KernelOverFuse => "kernel over fuse",
+            FrontEnd::Local => "local",
+        }
+    }
 }

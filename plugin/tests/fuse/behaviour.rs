@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use soci_snapshotter_grpc::fuse::{FuseMount, FuseOptions, MountError, Unmounted};
+use soci_snapshotter_grpc::snapshot::FrontEnd;
 
 use crate::layers::Fixture;
 use crate::view::{self, Mount};
@@ -246,8 +247,14 @@ fn buffers_that_are_too_small() {
 
 #[test]
 fn under_overlayfs() {
+    for front_end in [FrontEnd::Fuse, FrontEnd::KernelOverFuse] {
+        whiteouts_and_opaque_directories_count(front_end);
+    }
+}
+
+fn whiteouts_and_opaque_directories_count(front_end: FrontEnd) {
     let fixture = Fixture::golden("whiteouts.tgz");
-    let mounted = fixture.mount();
+    let mounted = fixture.show(front_end);
     let base = fixture.scratch("base");
     for directory in ["a", "b"] {
         fs::create_dir(base.join(directory)).unwrap();
@@ -269,6 +276,7 @@ fn under_overlayfs() {
     fs::write(at.join("b/written"), "x").unwrap();
     fs::set_permissions(at.join("b"), fs::Permissions::from_mode(0o700)).unwrap();
     assert!(view::xattr(&upper.join("b"), b"trusted.overlay.opaque").is_err());
+    assert!(view::xattr(&upper.join("b"), b"user.overlay.opaque").is_err());
     assert_eq!(fs::read(at.join("b/new")).unwrap(), b"new\n");
 }
 
@@ -283,8 +291,14 @@ fn statfs() {
 
 #[test]
 fn attributes_survive_a_copy_up() {
+    for front_end in [FrontEnd::Fuse, FrontEnd::KernelOverFuse] {
+        copy_up_takes_attributes_along(front_end);
+    }
+}
+
+fn copy_up_takes_attributes_along(front_end: FrontEnd) {
     let fixture = Fixture::golden("pax-gzip9.tgz");
-    let mounted = fixture.mount();
+    let mounted = fixture.show(front_end);
     let (upper, work, at) = (fixture.scratch("upper"), fixture.scratch("work"), fixture.scratch("merged"));
     let lower = format!("lowerdir={}", mounted.at.display());
     let options = format!("{lower},upperdir={},workdir={}", upper.display(), work.display());

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lazy_layer::CreateError;
+use soci_snapshotter_grpc::snapshot::FrontEnd;
 
 use crate::layers::{Fixture, read_golden};
 use crate::view::{self, File, Files, Mount};
@@ -34,7 +35,9 @@ const LAYERS: [&str; 15] = [
 fn three_views_of_every_golden_layer() {
     for name in LAYERS {
         eprintln!("{name}");
-        three_views(&Fixture::golden(name), &read_golden(&format!("layers/{name}")));
+        let layer = read_golden(&format!("layers/{name}"));
+        three_views(&Fixture::golden(name), &layer);
+        kernel_view(&Fixture::golden(name), &layer);
     }
 }
 
@@ -78,6 +81,17 @@ pub fn three_views(fixture: &Fixture, layer: &[u8]) {
         file.xattrs.remove(b"trusted.overlay.opaque".as_slice());
     }
     view::assert_same(&fuse, &kernel);
+}
+
+/// What EROFS above FUSE shows, nothing of the layer being here before.
+pub fn kernel_view(fixture: &Fixture, layer: &[u8]) {
+    let shown = fixture.show(FrontEnd::KernelOverFuse);
+    let mut kernel = view::of(&shown.at);
+    let started = SystemTime::now();
+    let mut tar = extract(layer, &fixture.scratch("tar-again"));
+    as_a_layer(&mut tar, started);
+    kernel.values_mut().filter(|file| file.kind() == libc::S_IFLNK).for_each(|file| file.mode |= 0o777);
+    view::assert_same(&kernel, &tar);
 }
 
 /// Extracts a layer with GNU tar.

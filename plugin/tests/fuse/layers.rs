@@ -17,6 +17,8 @@ use lazy_layer::{
 use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 use soci_snapshotter_grpc::fuse::{FuseMount, FuseOptions};
+use soci_snapshotter_grpc::kernel::{Kernel, KernelMount, KernelOptions};
+use soci_snapshotter_grpc::snapshot::FrontEnd;
 use tokio::runtime::{Handle, Runtime};
 use ztoc::{BuildOptions, Builder, CompressedOffset, Compression};
 
@@ -130,14 +132,49 @@ impl Fixture {
     pub fn mount(&self) -> Mounted {
         let at = self.directory.path().join("snapshots/7/fs");
         std::fs::create_dir_all(&at).unwrap();
-        let mount = FuseMount::mount(Arc::clone(&self.layer), &at, FuseOptions::default()).unwrap();
+        let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
+        let mount = FuseMount::mount(Arc::clone(&self.layer), &at, options).unwrap();
         Mounted { at, mount: Some(mount) }
+    }
+
+    /// As containers get it.
+    pub fn show(&self, front_end: FrontEnd) -> Shown {
+        let fuse = self.mount();
+        let kernel = match front_end {
+            FrontEnd::Fuse => None,
+            FrontEnd::KernelOverFuse | FrontEnd::Local => {
+                Some(kernel(&self.scratch("probe")).attach(&self.layer, &fuse.at).unwrap())
+            }
+        };
+        let at = kernel.as_ref().map_or(fuse.at.as_path(), |kernel| kernel.mount_point()).to_owned();
+        Shown { at, kernel, fuse }
     }
 
     pub fn scratch(&self, name: &str) -> PathBuf {
         let path = self.directory.path().join(name);
         std::fs::create_dir_all(&path).unwrap();
         path
+    }
+}
+
+/// The front end above FUSE, which this machine has to have.
+pub fn kernel(scratch: &Path) -> Kernel {
+    let options = KernelOptions { read_ahead_kib: 1024, local_read_ahead_kib: 1024 };
+    Kernel::probe(scratch, options).unwrap()
+}
+
+/// A layer as a container's lower directory. It does not outlive its test.
+pub struct Shown {
+    pub at: PathBuf,
+    pub kernel: Option<KernelMount>,
+    pub fuse: Mounted,
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if let Some(kernel) = self.kernel.take() {
+            let _ = kernel.unmount();
+        }
     }
 }
 

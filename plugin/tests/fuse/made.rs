@@ -9,9 +9,10 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use soci_snapshotter_grpc::snapshot::FrontEnd;
 use tar::{EntryType, Header};
 
-use crate::golden::three_views;
+use crate::golden::{kernel_view, three_views};
 use crate::layers::Fixture;
 use crate::view::{self, Mount};
 
@@ -123,8 +124,10 @@ fn random_trees() {
         let format = if round % 2 == 0 { xattrs.as_slice() } else { &["--format=gnu"] };
         let mut tar = Command::new("tar");
         tar.args(format).args(["--numeric-owner", "-cf", "-", "-C"]).arg(source.path()).arg(".");
-        let (fixture, blob) = Fixture::made(&view::run(&mut tar));
+        let tar = view::run(&mut tar);
+        let (fixture, blob) = Fixture::made(&tar);
         three_views(&fixture, &blob);
+        kernel_view(&Fixture::made(&tar).0, &blob);
     }
 }
 
@@ -152,6 +155,18 @@ impl Entries {
 
     fn file(&mut self, path: &str, mode: u32, data: &[u8]) {
         self.add(EntryType::Regular, path, mode, "", data);
+    }
+
+    fn device(&mut self, path: &str, mode: u32, (major, minor): (u32, u32)) {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Char);
+        header.set_path(path).unwrap();
+        header.set_mode(mode);
+        header.set_size(0);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        header.set_cksum();
+        self.0.append(&header, &b""[..]).unwrap();
     }
 
     fn directory(&mut self, path: &str, mode: u32) {
@@ -196,8 +211,15 @@ fn programs_with_privileges() {
     capability.resize(20, 0);
     entries.0.append_pax_extensions([("SCHILY.xattr.security.capability", capability.as_slice())]).unwrap();
     entries.file("cat", 0o755, &fs::read("/usr/bin/cat").unwrap());
-    let (fixture, _) = Fixture::made(&entries.finish());
-    let mounted = fixture.mount();
+    entries.device("null", 0o666, (1, 3));
+    let tar = entries.finish();
+    for front_end in [FrontEnd::Fuse, FrontEnd::KernelOverFuse] {
+        privileges_count(&Fixture::made(&tar).0, front_end);
+    }
+}
+
+fn privileges_count(fixture: &Fixture, front_end: FrontEnd) {
+    let mounted = fixture.show(front_end);
     let (upper, work, at) = (fixture.scratch("upper"), fixture.scratch("work"), fixture.scratch("merged"));
     let lower = format!("lowerdir={}", mounted.at.display());
     let options = format!("{lower},upperdir={},workdir={}", upper.display(), work.display());
@@ -218,6 +240,9 @@ fn programs_with_privileges() {
     // The owner of the setuid program is user 5.
     assert_eq!(view::run(&mut user("id", Path::new("-u"))), b"5\n");
     assert_eq!(view::run(&mut user("cat", &overlay.0.join("secret"))), b"only for the capable");
+    // A device of the lower layer is one.
+    fs::write(overlay.0.join("null"), "gone").unwrap();
+    assert_eq!(fs::read(overlay.0.join("null")).unwrap(), b"");
     let refused = Command::new("setpriv")
         .args(["--reuid=12345", "--regid=12345", "--clear-groups", "cat"])
         .arg(overlay.0.join("secret"))

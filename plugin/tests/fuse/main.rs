@@ -11,6 +11,7 @@
 
 mod behaviour;
 mod golden;
+mod kernel;
 mod layers;
 mod made;
 mod view;
