@@ -13,6 +13,8 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$repository/scripts/lib/stack.sh"
 # shellcheck source=scripts/lib/image.sh
 . "$repository/scripts/lib/image.sh"
+# shellcheck source=scripts/lib/debian.sh
+. "$repository/scripts/lib/debian.sh"
 # shellcheck source=scripts/lib/rabbitmq.sh
 . "$repository/scripts/lib/rabbitmq.sh"
 # shellcheck source=scripts/lib/walk.sh

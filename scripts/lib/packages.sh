@@ -7,6 +7,8 @@ packages_build=(gcc libc6-dev protobuf-compiler)
 packages_stack=(containerd runc docker-registry apache2-utils fuse3 ca-certificates)
 # To make images.
 packages_image=(debootstrap gzip tar xz-utils)
+# For the benchmarks' certificates and made-up images.
+packages_bench=(openssl busybox-static)
 # What the tests compare with and make their images from.
 packages_tests=(attr busybox-static curl erofs-utils libcap2-bin shellcheck util-linux zstd)
 

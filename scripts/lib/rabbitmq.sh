@@ -1,34 +1,14 @@
 # shellcheck shell=bash
 # Sourced. An image of RabbitMQ out of Debian's own packages: 10 gzip layers, 3 of them over 10 MiB.
 
-rabbitmq_suite=bookworm
 archive='' # of the image, once it is made
 ports=()   # options of `run` that choose the server's ports
 
-# debian_mirror: where apt on this machine gets the suite from.
-debian_mirror() {
-    apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
-        awk -v suite="$rabbitmq_suite" '$1 == suite { print $2; exit }'
-}
-
-# rabbitmq_rootfs FOLDER: an unpacked Debian with rabbitmq-server, by debootstrap.
-rabbitmq_rootfs() {
-    local mirror
-    mirror=$(debian_mirror)
-    [[ -n $mirror ]] || die "apt has no source for Debian $rabbitmq_suite on this machine"
-    rm -rf --one-file-system -- "$1"
-    mkdir -p "$(dirname "$1")"
-    # In a mount namespace of its own: what debootstrap mounts (proc, sys) cannot stay behind.
-    with_dots "debootstrap $rabbitmq_suite with rabbitmq-server" \
-        unshare --mount debootstrap --variant=minbase --include=rabbitmq-server "$rabbitmq_suite" "$1" "$mirror"
-}
-
-# rabbitmq_trim ROOT: what differs from one installation to the next, or only serves apt, goes; the server's settings come.
+# rabbitmq_trim ROOT: what no server needs goes, its settings come.
 rabbitmq_trim() {
     local root=$1
-    rm -rf -- "$root"/var/cache/{apt,debconf,ldconfig}/* "$root"/var/lib/apt/lists/* "$root"/var/log/{apt,*.log} \
-        "$root"/var/lib/dpkg/*-old "$root"/var/lib/rabbitmq/.erlang.cookie "$root"/etc/{machine-id,hostname,resolv.conf} \
-        "$root"/{dev,proc,sys,run,tmp}/* "$root"/var/tmp/* "$root"/debootstrap
+    debian_trim "$root"
+    rm -rf -- "$root"/var/cache/apt/* "$root"/var/lib/rabbitmq/.erlang.cookie
     printf '%s\n' 'log.console = true' 'log.console.level = info' 'log.file = false' \
         >"$root/etc/rabbitmq/rabbitmq.conf"
     printf '#!/bin/sh\n%s\n' '# RabbitMQ in the foreground; the cookie is made at the first start.' >"$root/usr/local/bin/rabbitmq"
@@ -84,13 +64,13 @@ rabbitmq_config() {
 # rabbitmq_archive CACHE REFERENCE: sets `archive`, and makes it when it is not there yet for this recipe.
 rabbitmq_archive() {
     local cache=$1
-    archive=$cache/rabbitmq-$(cat "$repository"/scripts/lib/{image,rabbitmq}.sh | sha256sum | cut -c 1-12).tar
+    archive=$cache/rabbitmq-$(cat "$repository"/scripts/lib/{debian,image,rabbitmq}.sh | sha256sum | cut -c 1-12).tar
     if [[ -s $archive ]]; then
         say "the image is in $cache already"
         return
     fi
     mkdir -p "$cache"
-    rabbitmq_rootfs "$cache/rootfs"
+    debian_rootfs "$cache/rootfs" rabbitmq-server
     rabbitmq_trim "$cache/rootfs"
     rabbitmq_image "$cache/rootfs" "$2" "$archive"
     rm -rf --one-file-system -- "$cache/rootfs"

@@ -15,20 +15,26 @@ free_port() {
     die 'no free port on 127.0.0.1'
 }
 
-# start_registry: docker-registry on loopback, plain HTTP, one htpasswd user.
+# shellcheck disable=SC2120 # quickstart.sh gives no arguments
+# start_registry [CERTIFICATE KEY]: docker-registry on loopback; plain HTTP with one htpasswd user, or TLS for everybody.
 start_registry() {
-    local port folder=$scratch/registry
+    local port folder=$scratch/registry tls='' auth=''
     port=$(free_port)
     registry=127.0.0.1:$port
     mkdir -p "$folder"
-    printf '%s\n' "$registry_password" | htpasswd -iBn "$registry_user" >"$folder/htpasswd" 2>/dev/null
-    cat >"$folder/config.yml" <<EOF
+    if (($#)); then
+        tls=", tls: {certificate: $1, key: $2}"
+    else
+        printf '%s\n' "$registry_password" | htpasswd -iBn "$registry_user" >"$folder/htpasswd" 2>/dev/null
+        auth="auth: {htpasswd: {realm: quickstart, path: $folder/htpasswd}}"
+    fi
+    cat >"$folder/config.yml" <<END
 version: 0.1
 log: {level: warn, accesslog: {disabled: false}}
 storage: {filesystem: {rootdirectory: $folder/data}, cache: {blobdescriptor: inmemory}, delete: {enabled: true}}
-http: {addr: "$registry"}
-auth: {htpasswd: {realm: quickstart, path: $folder/htpasswd}}
-EOF
+http: {addr: "$registry"$tls}
+$auth
+END
     start registry docker-registry serve "$folder/config.yml"
     wait_for 15 'the registry' registry_answers
 }
@@ -69,10 +75,11 @@ EOF
     wait_for 30 'containerd' ctr -a "$folder/containerd.sock" version
 }
 
-# start_snapshotter: our daemon.
+# shellcheck disable=SC2120 # quickstart.sh gives no arguments
+# start_snapshotter [LOG-LEVEL]: our daemon.
 start_snapshotter() {
     mkdir -p "$scratch/soci"
-    start soci-snapshotter-grpc soci-snapshotter-grpc --log-level debug \
+    start soci-snapshotter-grpc soci-snapshotter-grpc --log-level "${1:-debug}" \
         --address "$scratch/soci/soci-snapshotter-grpc.sock" --root "$scratch/soci/root" --config "$scratch/soci/config.toml"
     wait_for 15 'soci-snapshotter-grpc' test -S "$scratch/soci/soci-snapshotter-grpc.sock"
 }

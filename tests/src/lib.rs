@@ -11,6 +11,7 @@
     reason = "a harness fails by panicking"
 )]
 
+pub mod bench;
 pub mod containerd;
 pub mod daemon;
 pub mod forgery;

@@ -1,0 +1,87 @@
+# shellcheck shell=bash
+# Sourced. What is done and timed. Every measured value is a line of $results: row, system, number of the run, quantity, value.
+# Quantities: pull, command, total, p50, p99 (seconds), bytes (over the link), and of the daemon after that: anon and rss (bytes), cpu
+# (seconds since it started), cpu-per-gb.
+
+containers=0 # started so far
+output=''    # file with what the last command printed
+
+# seconds_of COMMAND...: sets `took`, seconds with three digits.
+took=''
+seconds_of() {
+    local began
+    began=$(now)
+    "$@"
+    took=$(awk -v a="$began" -v b="$(now)" 'BEGIN { printf "%.3f", b - a }')
+}
+
+# execute REFERENCE EXPECTED COMMAND...: in a container; what it prints has to have EXPECTED in it.
+execute() {
+    local reference=$1 expected=$2
+    shift 2
+    containers=$((containers + 1))
+    output=$scratch/container.out
+    in_container "$reference" "bench-$containers" "$@" >"$output" 2>&1 </dev/null || { tail -n 20 "$output" >&2; die "$system: the container failed: $*"; }
+    grep -q -- "$expected" "$output" || { tail -n 20 "$output" >&2; die "$system: no '$expected' in what the container printed"; }
+}
+
+# record ROW QUANTITY VALUE...: with the daemon's memory and CPU, if the system has one.
+record() {
+    local row=$1
+    shift
+    local -a values=("$@")
+    local pid=${pid_of[soci-snapshotter-grpc]:-}
+    if [[ -n $pid ]]; then
+        values+=(anon "$(memory "$pid" RssAnon)" rss "$(memory "$pid" VmRSS)" cpu "$(cpu_seconds "$pid")")
+    fi
+    say "$row, $system, run $number: ${values[*]}"
+    while ((${#values[@]})); do
+        printf '%s\t%s\t%s\t%s\t%s\n' "$row" "$system" "$number" "${values[0]}" "${values[1]}" >>"$results"
+        values=("${values[@]:2}")
+    done
+}
+
+memory() { awk -v what="$2:" '$1 == what { print $2 * 1024 }' "/proc/$1/status"; }
+
+cpu_seconds() { awk -v hz="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); printf "%.2f", ($12 + $13) / hz }' "/proc/$1/stat"; }
+
+sum() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a + b }'; }
+
+# measure_start ROW IMAGE EXPECTED COMMAND...: cold, pull and run to the end of the command.
+measure_start() {
+    local row=$1 reference=$link/$2:bench expected=$3 before pulled
+    shift 3
+    cold
+    before=$(crossed)
+    seconds_of quietly pull "$reference"
+    pulled=$took
+    seconds_of execute "$reference" "$expected" "$@"
+    record "$row" pull "$pulled" command "$took" total "$(sum "$pulled" "$took")" bytes $(($(crossed) - before))
+    keep_daemon_log "$row"
+}
+
+# measure_again ROW IMAGE EXPECTED COMMAND...: run once more, with what is here by now.
+measure_again() {
+    local row=$1 reference=$link/$2:bench expected=$3 before
+    shift 3
+    before=$(crossed)
+    seconds_of execute "$reference" "$expected" "$@"
+    record "$row" total "$took" bytes $(($(crossed) - before))
+}
+
+# until_silent: nothing has come over the link for three seconds; what is fetched in the background is here.
+until_silent() {
+    local deadline=$((SECONDS + 300)) before now_crossed quiet=0
+    before=$(crossed)
+    while ((quiet < 6 && SECONDS < deadline)); do
+        sleep 0.5
+        now_crossed=$(crossed)
+        if ((now_crossed - before < 4096)); then quiet=$((quiet + 1)); else quiet=0; fi
+        before=$now_crossed
+    done
+}
+
+# keep_daemon_log ROW: for who wants to know where the time went.
+keep_daemon_log() {
+    [[ $system == overlayfs ]] || cp -- "$scratch/soci-snapshotter-grpc.log" "$logs/$1-$system-$number.log"
+}

@@ -1,0 +1,18 @@
+# shellcheck shell=bash
+# Sourced. The Go project's snapshotter in the place of ours, if SOCI_PEER_BIN says where it is.
+
+# start_peer: its daemon, on the socket where containerd looks for ours, with the registry's authority among those it trusts.
+start_peer() {
+    printf '%s\n' '[content_store]' 'type = "containerd"' "containerd_address = \"$scratch/containerd/containerd.sock\"" \
+        '[pull_modes.soci_v1]' 'enable = true' '[snapshotter]' 'min_layer_size = 0' >"$scratch/soci/config.toml"
+    start soci-snapshotter-grpc env SSL_CERT_FILE="$scratch/tls/ca.pem" "$SOCI_PEER_BIN/soci-snapshotter-grpc" \
+        --address "$scratch/soci/soci-snapshotter-grpc.sock" --root "$scratch/soci/root" --config "$scratch/soci/config.toml"
+    wait_for 15 'soci-snapshotter-grpc of SOCI_PEER_BIN' test -S "$scratch/soci/soci-snapshotter-grpc.sock"
+}
+
+# peer_pull REFERENCE: as its users do it.
+peer_pull() {
+    local -a command
+    read -ra command <<<"${SOCI_PEER_PULL:-$SOCI_PEER_BIN/soci image rpull}"
+    SSL_CERT_FILE=$scratch/tls/ca.pem "${command[@]}" "$1"
+}
