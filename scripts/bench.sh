@@ -42,7 +42,7 @@ a link of a given length and width, all in a scratch folder. Prints the medians 
   --only ROW          one of: ${rows[*]} (may be repeated; default: all)
   --quick             one run, and no more than 10^5 files
   --system SYSTEM     one of: overlayfs soci soci-fuse upstream (may be repeated; default: all that are there)
-  --output DIR        where results.tsv, table.md and the charts go (default: only the table, printed)
+  --output DIR        where results.tsv, table.md, the charts and logs go (default: only the table, printed)
   --round-trip MS     of the link (default: 20)
   --megabits N        of the link (default: 400)
   --containerd SUITE  the containerd of a Debian release (default: forky), or "installed"
@@ -80,7 +80,7 @@ for row in "${selected[@]}"; do [[ " ${rows[*]} " == *" $row "* ]] || die "no ro
 [[ $EUID -eq 0 ]] || die 'run it as root: it installs packages, mounts, starts containers and empties caches'
 
 open_scratch soci-bench
-report=$scratch/report results=$scratch/report/results.tsv logs=$scratch/logs
+report=$scratch/report results=$scratch/report/results.tsv logs=$scratch/report/logs
 mkdir -p "$logs" "$report"
 heading 'What is needed'
 install_packages "${packages_build[@]}" "${packages_stack[@]}" "${packages_image[@]}" "${packages_bench[@]}"

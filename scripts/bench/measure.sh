@@ -49,15 +49,16 @@ sum() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a + b }'; }
 
 # measure_start ROW IMAGE EXPECTED COMMAND...: cold, pull and run to the end of the command.
 measure_start() {
-    local row=$1 reference=$link/$2:bench expected=$3 before pulled
+    local row=$1 reference=$link/$2:bench expected=$3 before began pulled
     shift 3
     cold
     before=$(crossed)
+    began=$(now)
     seconds_of quietly pull "$reference"
     pulled=$took
     seconds_of execute "$reference" "$expected" "$@"
     record "$row" pull "$pulled" command "$took" total "$(sum "$pulled" "$took")" bytes $(($(crossed) - before))
-    keep_daemon_log "$row"
+    keep_logs "$row" "$began"
 }
 
 # measure_again ROW IMAGE EXPECTED COMMAND...: run once more, with what is here by now.
@@ -81,7 +82,11 @@ until_silent() {
     done
 }
 
-# keep_daemon_log ROW: for who wants to know where the time went.
-keep_daemon_log() {
-    [[ $system == overlayfs ]] || cp -- "$scratch/soci-snapshotter-grpc.log" "$logs/$1-$system-$number.log"
+# keep_logs ROW BEGAN: the daemon's log and what crossed the link since, for who wants to know where the time went. The link's log gets
+# seconds and bytes since BEGAN (of `now`).
+keep_logs() {
+    local name=$1-$system-$number
+    [[ $system == overlayfs ]] || cp -- "$scratch/soci-snapshotter-grpc.log" "$logs/$name.log"
+    awk -v began="$2" '{ at = $1 / 1000 - began; if (at < 0) { down = $2; up = $3; made = $4; next }
+        printf "%.3f\t%d\t%d\t%d\n", at, $2 - down, $3 - up, $4 - made }' "$scratch/link.tsv" >"$logs/$name.link.tsv"
 }

@@ -80,12 +80,13 @@ at_once() {
 
 # A layer with ever more files: pulled, which for a lazy layer is little more than mounting it.
 row_mounts() {
-    local files
+    local files began
     for files in "${file_counts[@]}"; do
         cold
+        began=$(now)
         seconds_of quietly pull "$link/files-$files:bench"
         record "files-$files" pull "$took"
-        keep_daemon_log "files-$files"
+        keep_logs "files-$files" "$began"
     done
 }
 

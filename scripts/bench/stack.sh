@@ -82,7 +82,7 @@ start_system_anew() {
     stop soci-snapshotter-grpc INT 30
     [[ $system != overlayfs ]] || return 0
     wait_for 30 'the mounts of the daemon that ended' no_layer_mounts
-    rm -rf --one-file-system -- "$scratch/soci"
+    rm -rf --one-file-system -- "$scratch/soci" "$scratch/soci-snapshotter-grpc.log"
     mkdir -p "$scratch/soci"
     if [[ $system == upstream ]]; then
         start_peer
