@@ -4,6 +4,7 @@
 //! layer between a lazy mount ([`resolve`], then `lazy-layer`, then [`fuse`]), unpacking it here ([`unpack`]) and leaving it to containerd.
 
 pub mod adopt;
+pub mod allocator;
 pub mod args;
 pub mod config;
 pub mod credentials;

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    soci_snapshotter_grpc::allocator::settle();
     soci_snapshotter_grpc::daemon::main(std::env::args_os())
 }

@@ -82,6 +82,11 @@ impl Daemon {
         self.process.as_mut().is_some_and(|process| process.wait(Duration::ZERO).is_none())
     }
 
+    /// Its process, while it runs.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("the daemon runs")
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("soci-snapshotter-grpc.sock")

@@ -67,6 +67,16 @@ impl Registry {
         self.process.stop(rustix::process::Signal::KILL);
     }
 
+    /// Connections are taken and nothing is answered, until [`Registry::go_on`].
+    pub fn hang(&self) {
+        self.process.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Answers again.
+    pub fn go_on(&self) {
+        self.process.signal(rustix::process::Signal::CONT);
+    }
+
     /// Starts it again, on the same port with the same data.
     pub fn restart(&mut self) {
         self.process = Registry::spawn(&self.folder);

@@ -24,5 +24,7 @@ mod e2e {
     mod namespaces;
     mod removal;
     mod restart;
+    mod rounds;
+    mod stress;
     mod trees;
 }

@@ -1,0 +1,74 @@
+//! Many images come and go, and the daemon is what it was.
+
+use std::fs;
+use std::time::Duration;
+
+use soci_tests::rootfs::{self, BIG};
+use soci_tests::stack::{Stack, eventually};
+
+/// What the daemon holds.
+#[derive(Clone, Copy, Debug)]
+struct Holdings {
+    descriptors: usize,
+    threads: u64,
+    mounts: usize,
+    /// KiB of memory that is not a file's.
+    anonymous: u64,
+}
+
+/// Allocators keep a little of what they had: this much is no leak, KiB.
+const SLACK: u64 = 8 << 10;
+
+impl Holdings {
+    fn of(stack: &Stack) -> Holdings {
+        let process = format!("/proc/{}", stack.daemon.process().id());
+        let status = fs::read_to_string(format!("{process}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let below = stack.daemon.root().display().to_string();
+        Holdings {
+            descriptors: fs::read_dir(format!("{process}/fd")).unwrap().count(),
+            threads: field("Threads:"),
+            mounts: table.lines().filter(|line| line.contains(&below)).count(),
+            anonymous: field("RssAnon:"),
+        }
+    }
+
+    fn no_more_than(self, other: Holdings) -> bool {
+        self.descriptors <= other.descriptors
+            && self.threads <= other.threads
+            && self.mounts <= other.mounts
+            && self.anonymous <= other.anonymous + SLACK
+    }
+}
+
+fn round(stack: &Stack, reference: &str) {
+    stack.rpull(&[], reference).ok();
+    stack.soci_run("soci", &[], reference, &["sha256sum", BIG.0]).ok();
+    stack.soci(&["image", "rm", "--sync", reference]).ok();
+    eventually("it is unmounted", Duration::from_secs(20), || stack.mounts().is_empty());
+}
+
+/// `SOCI_TEST_ROUNDS` says how many; 200 find slower leaks than the few that every run of the tests has time for.
+#[test]
+fn nothing_stays_of_images_that_went() {
+    let rounds = std::env::var("SOCI_TEST_ROUNDS").map_or(6, |text| text.parse().unwrap());
+    let stack = Stack::start();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    for _ in 0..3 {
+        round(&stack, &reference);
+    }
+    // Idle threads and connections go after a while; the first look is taken before, so that it is the larger one.
+    let before = Holdings::of(&stack);
+    for _ in 0..rounds {
+        round(&stack, &reference);
+    }
+    println!("{rounds} rounds: {before:?} before, {:?} after", Holdings::of(&stack));
+    eventually("the daemon is what it was", Duration::from_secs(60), || {
+        Holdings::of(&stack).no_more_than(before)
+    });
+    println!("and a moment later: {:?}", Holdings::of(&stack));
+}
