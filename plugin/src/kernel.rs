@@ -112,7 +112,11 @@ impl Kernel {
                 self.mount(layer, fuse_at, &mount_point)?
             }
         };
-        device.read_ahead(self.options.read_ahead(backing));
+        if backing == Backing::Local {
+            suit_a_disk(&device, self.options);
+        } else {
+            device.read_ahead(self.options.read_ahead_kib);
+        }
         Ok(KernelMount {
             mount_point,
             layer: Arc::clone(layer),
@@ -148,10 +152,9 @@ impl Kernel {
         };
         let file = File::open(&path).map_err(failed("open", &path))?;
         let device = Device::over(&file).map_err(failed("find a loop device for", &path))?;
-        if backing == Backing::Fuse && !device.backing().is_ok_and(|backing| backing.direct_io) {
-            // One missing span would delay everybody.
-            let source = io::ErrorKind::Unsupported.into();
-            return Err(KernelError { operation: "read with direct I/O", path, source });
+        if backing == Backing::Fuse {
+            // Otherwise one missing span would delay everybody.
+            device.set_direct_io(true).map_err(failed("read with direct I/O", &path))?;
         }
         std::fs::create_dir(mount_point)
             .or_else(|error| if mount_point.is_dir() { Ok(()) } else { Err(error) })
@@ -192,7 +195,7 @@ impl KernelMount {
         let file = File::open(&path).map_err(failed("open", &path))?;
         device.change(&file).map_err(failed("put the local file under", &self.mount_point))?;
         self.local.store(true, Ordering::Relaxed);
-        device.read_ahead(self.options.read_ahead(Backing::Local));
+        suit_a_disk(device, self.options);
         Ok(true)
     }
 
@@ -215,15 +218,13 @@ impl KernelMount {
     }
 }
 
-// === impl KernelOptions ===
-
-impl KernelOptions {
-    fn read_ahead(self, backing: Backing) -> u32 {
-        match backing {
-            Backing::Fuse => self.read_ahead_kib,
-            Backing::Local => self.local_read_ahead_kib,
-        }
+/// By way of the page cache of the layer file's own file system, which reads ahead over the borders of files: measured, reading many files in
+/// tar order takes half the time, one reader or four, and files picked at random no more.
+fn suit_a_disk(device: &Device, options: KernelOptions) {
+    if let Err(error) = device.set_direct_io(false) {
+        tracing::debug!(device = %device.path().display(), error = %error, "unable to turn direct I/O off");
     }
+    device.read_ahead(options.local_read_ahead_kib);
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KernelError {

@@ -18,6 +18,7 @@ mod e2e {
     mod foreign;
     mod forged;
     mod garbage;
+    mod kernel;
     mod lazy_run;
     mod logs;
     mod metrics;

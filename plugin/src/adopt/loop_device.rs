@@ -154,13 +154,13 @@ impl LoopDevice {
         Ok((rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
     }
 
-    /// Gives it a backing file to read, with direct I/O where file and file system can do that, in blocks of `block_size` bytes. It lets
-    /// go of the file when nobody has the device open or mounted any more.
+    /// Gives it a backing file to read in blocks of `block_size` bytes, without direct I/O. It lets go of the file when nobody has the device open
+    /// or mounted any more.
     ///
     /// # Errors
     /// The system's; EBUSY where it has a backing file already.
     pub fn configure(&self, backing: BorrowedFd<'_>, block_size: u32) -> io::Result<()> {
-        let info = Info { flags: READ_ONLY | AUTOCLEAR | DIRECT_IO, ..Info::default() };
+        let info = Info { flags: READ_ONLY | AUTOCLEAR, ..Info::default() };
         let descriptor = raw(backing)?;
         let configuration = Configuration { descriptor, block_size, info, reserved: [0; 8] };
         // SAFETY: LOOP_CONFIGURE reads a `struct loop_config`, which `Configuration` is to the byte (size checked above).

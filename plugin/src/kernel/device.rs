@@ -24,7 +24,7 @@ pub(super) struct Device {
 // === impl Device ===
 
 impl Device {
-    /// Over a file, from which it reads with direct I/O if that is possible.
+    /// Over a file.
     pub(super) fn over(file: &File) -> io::Result<Device> {
         let block_size = u32::try_from(BLOCK_SIZE).map_err(io::Error::other)?;
         let control = LoopControl::open()?;
@@ -66,6 +66,11 @@ impl Device {
     /// Puts another file in the place of its backing file.
     pub(super) fn change(&self, file: &File) -> io::Result<()> {
         self.device.change(file.as_fd())
+    }
+
+    /// Has it read past the page cache of the file's own file system, or by way of it.
+    pub(super) fn set_direct_io(&self, on: bool) -> io::Result<()> {
+        self.device.set_direct_io(on)
     }
 
     /// Sets how far the kernel reads ahead, for files opened from now on. Not by way of the queue, whose settings wait for reads in flight.

@@ -21,7 +21,7 @@ use crate::view;
 const HANGS: Duration = Duration::from_secs(20);
 
 /// Backing files of loop devices, and mount points, below a directory.
-fn left_below(directory: &Path) -> Vec<String> {
+pub fn left_below(directory: &Path) -> Vec<String> {
     let below = |text: &str| text.contains(directory.to_str().unwrap());
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut left: Vec<String> = mounts.lines().filter(|line| below(line)).map(str::to_owned).collect();
@@ -32,6 +32,12 @@ fn left_below(directory: &Path) -> Vec<String> {
     left
 }
 
+pub fn loop_attribute(at: &Path, name: &str) -> String {
+    let device = fs::metadata(at).unwrap().dev();
+    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    fs::read_to_string(format!("/sys/dev/block/{device}/{name}")).unwrap().trim().to_owned()
+}
+
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + HANGS;
     while !condition() {
@@ -40,7 +46,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn unmount(mut shown: Shown) {
+pub fn unmount(mut shown: Shown) {
     shown.kernel.take().unwrap().unmount().unwrap();
     assert_eq!(shown.fuse.mount.take().unwrap().unmount().unwrap(), Unmounted::Gone);
 }
@@ -57,14 +63,10 @@ fn it_is_there_beside_fuse_and_leaves_nothing() {
         let line = mounts.lines().find(|line| line.contains(shown.at.to_str().unwrap())).unwrap();
         assert!(line.starts_with("/dev/loop") && line.contains(" erofs ro,nodev,relatime"), "{line}");
         assert!(!line.contains("fuse") && !line.contains("nosuid"), "{line}");
-        let device = fs::metadata(&shown.at).unwrap().dev();
-        let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-        let attribute = |name: &str| {
-            fs::read_to_string(format!("/sys/dev/block/{device}/{name}")).unwrap().trim().to_owned()
-        };
-        let backing = attribute("loop/backing_file");
+        let backing = loop_attribute(&shown.at, "loop/backing_file");
         assert!(backing.ends_with("/fs/.soci-snapshotter/layer.erofs"), "{backing}");
-        let attributes = ["loop/dio", "loop/autoclear", "ro", "bdi/read_ahead_kb"].map(attribute);
+        let attributes = ["loop/dio", "loop/autoclear", "ro", "bdi/read_ahead_kb"];
+        let attributes = attributes.map(|name| loop_attribute(&shown.at, name));
         assert_eq!(attributes, ["1", "1", "1", "1024"]);
         assert_eq!(fs::read(shown.at.join("etc/hosts")).unwrap().len(), 20);
         unmount(shown);

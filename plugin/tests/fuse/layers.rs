@@ -159,7 +159,7 @@ impl Fixture {
 
 /// The front end above FUSE, which this machine has to have.
 pub fn kernel(scratch: &Path) -> Kernel {
-    let options = KernelOptions { read_ahead_kib: 1024, local_read_ahead_kib: 1024 };
+    let options = KernelOptions { read_ahead_kib: 1024, local_read_ahead_kib: 512 };
     Kernel::probe(scratch, options).unwrap()
 }
 
