@@ -203,6 +203,24 @@ impl Client {
         self.inner.blob_range(repository, digest, range).await
     }
 
+    /// Makes a connection to the registry of a repository, and gets what it asks for to let it be read, so that the first request that somebody
+    /// waits for finds both. Does nothing where both are there.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn greet(&self, repository: &Repository) -> Result<(), RegistryError> {
+        self.inner.greet(repository).await
+    }
+
+    /// Finds out where a blob is, so that its first range costs one request: connection, token and redirects are there then. Asks for one byte
+    /// of it; does nothing where the place is known. True where it is not the registry itself that sends the bytes.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn locate_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, RegistryError> {
+        self.inner.locate_blob(repository, digest).await
+    }
+
     /// Whether the repository has a blob.
     ///
     /// # Errors

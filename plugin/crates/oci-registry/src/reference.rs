@@ -74,6 +74,14 @@ impl Repository {
         Ok(Self { domain: domain.to_owned(), name: name.to_owned() })
     }
 
+    /// The repository `name` of the registry that is talked to at `host`: the reverse of [`Repository::host`].
+    ///
+    /// # Errors
+    /// Where either is not valid.
+    pub fn at_host(host: &str, name: &str) -> Result<Self, ReferenceError> {
+        Self::new(if host == DEFAULT_HOST { DEFAULT_DOMAIN } else { host }, name)
+    }
+
     /// The registry as it is called in references, for example `docker.io`; with its port, if the text has one.
     pub fn domain(&self) -> &str {
         &self.domain

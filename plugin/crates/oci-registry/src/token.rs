@@ -115,30 +115,36 @@ impl Tokens {
         self.finish(key, id, renewal).await.map(Some)
     }
 
-    /// Gets new authorisation after `refused` (or nothing) was answered with `challenge`.
-    pub(crate) async fn renew(
-        &self,
-        key: &Key,
+    /// Gets new authorisation after `refused` (or nothing) was answered with `challenge`. It is under way when this returns; the future waits
+    /// for its end.
+    pub(crate) fn renew<'a>(
+        &'a self,
+        key: &'a Key,
         challenge: Challenge,
         refused: Option<&Authorization>,
-    ) -> Result<(), RegistryError> {
-        let (id, renewal) = {
+    ) -> impl Future<Output = Result<(), RegistryError>> + use<'a> {
+        let pending = {
             let mut slots = self.slots.lock();
             let refused_generation = refused.map_or(0, |authorization| authorization.generation);
             match slots.slots.get(key) {
                 Some(Slot { state: State::Ready(found), .. }) if found.generation > refused_generation => {
-                    return Ok(());
+                    None
                 }
-                Some(Slot { state: State::Pending { id, renewal }, .. }) => (*id, renewal.clone()),
-                _ => self.start(
+                Some(Slot { state: State::Pending { id, renewal }, .. }) => Some((*id, renewal.clone())),
+                _ => Some(self.start(
                     &mut slots,
                     key,
                     challenge,
                     refused.map(|authorization| authorization.header.clone()),
-                ),
+                )),
             }
         };
-        self.finish(key, id, renewal).await.map(|_| ())
+        async move {
+            match pending {
+                Some((id, renewal)) => self.finish(key, id, renewal).await.map(|_| ()),
+                None => Ok(()),
+            }
+        }
     }
 
     /// The challenge that was last followed for this; ECR refuses an expired token without repeating it.

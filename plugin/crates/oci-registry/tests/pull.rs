@@ -146,7 +146,38 @@ async fn many_at_once_ask_for_one_token() {
     for (i, read) in futures_util::future::join_all(reads).await.into_iter().enumerate() {
         assert_eq!(read.unwrap(), data[i..i + 100]);
     }
-    assert_eq!(toy.state.lock().tokens_given, 1);
+    let state = toy.state.lock();
+    assert_eq!(state.tokens_given, 1);
+    // The first is refused for all, then one asks for the token.
+    let refused = state.log.iter().filter(|request| !request.headers.contains_key("authorization"));
+    assert_eq!(refused.count(), 1);
+}
+
+#[tokio::test]
+async fn after_a_greeting_and_a_look_a_range_is_one_request() {
+    let toy = Toy::start().await;
+    let data = content(5000);
+    let digest = toy.add_blob(&data);
+    toy.set(|switches| {
+        switches.auth = bearer(1000);
+        switches.signature = Some(1);
+    });
+    let (client, repository) = (client_as("u", "p"), repository(&toy));
+    client.greet(&repository).await.unwrap();
+    client.greet(&repository).await.unwrap();
+    assert_eq!(toy.state.lock().log.len(), 2, "the front door, the token");
+    toy.forget_log();
+    assert!(client.locate_blob(&repository, &digest).await.unwrap());
+    assert!(client.locate_blob(&repository, &digest).await.unwrap());
+    assert_eq!(toy.state.lock().log.len(), 2, "one redirected, one byte");
+    toy.forget_log();
+    assert_eq!(client.blob_range(&repository, &digest, 7..70).await.unwrap(), data[7..70]);
+    let log = toy.state.lock().log.clone();
+    assert_eq!(log.iter().map(|request| request.port).collect::<Vec<_>>(), [toy.storage.port()]);
+    // Where the registry sends the bytes itself, that is told too.
+    toy.set(|switches| switches.signature = None);
+    let other = toy.add_blob(&content(600));
+    assert!(!client.locate_blob(&repository, &other).await.unwrap());
 }
 
 #[tokio::test]

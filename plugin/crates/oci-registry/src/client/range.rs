@@ -40,6 +40,19 @@ impl Inner {
         }
     }
 
+    pub(super) async fn locate_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<bool, RegistryError> {
+        let key: Key = (repository.clone(), digest.clone());
+        if self.redirects.endpoint(&key).is_none() {
+            self.blob_range(repository, digest, 0..1).await?;
+        }
+        let known = self.redirects.endpoint(&key);
+        Ok(known.is_some_and(|endpoint| self.redirects.get(&key, &endpoint).is_some()))
+    }
+
     pub(super) fn blob_call<'a>(
         endpoint: &Arc<Endpoint>,
         repository: &'a Repository,

@@ -12,6 +12,7 @@ use http::{HeaderMap, Method};
 use oci_spec::image::{Descriptor, Digest};
 use reqwest::{StatusCode, Url};
 use soci_index::fallback::{self, ReferrersIndex};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,12 +57,34 @@ impl Inner {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        if let Some(found) = self.referrers_by_api(endpoint, repository, subject, artifact_type).await? {
-            return Ok(found);
-        }
-        tracing::debug!(%repository, %subject, host = endpoint.host, "no referrers API, reading the fallback tag");
         let tag = repository.with_tag(&fallback::tag(subject))?;
-        let list = self.fallback_list(endpoint, &tag).await?;
+        let by_api = self.referrers_by_api(endpoint, repository, subject, artifact_type);
+        let by_tag = self.fallback_list(endpoint, &tag);
+        let list = if endpoint.has_referrers_api() {
+            match by_api.await? {
+                Some(found) => return Ok(found),
+                None => by_tag.await?,
+            }
+        } else {
+            // Both at once, since one of them answers.
+            let mut by_tag = pin!(by_tag);
+            let mut early = None;
+            let by_api = {
+                let mut by_api = pin!(by_api);
+                loop {
+                    tokio::select! {
+                        found = &mut by_api => break found?,
+                        list = &mut by_tag, if early.is_none() => early = Some(list),
+                    }
+                }
+            };
+            match (by_api, early) {
+                (Some(found), _) => return Ok(found),
+                (None, Some(list)) => list?,
+                (None, None) => by_tag.await?,
+            }
+        };
+        tracing::debug!(%repository, %subject, host = endpoint.host, "no referrers API, read the fallback tag");
         Ok(list.map(|list| list.referrers(artifact_type)).unwrap_or_default())
     }
 
@@ -78,7 +101,9 @@ impl Inner {
         call.url.query_pairs_mut().append_pair("artifactType", artifact_type);
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
-            let Some((list, next)) = self.referrers_page(&call).await? else { return Ok(None) };
+            let page = self.referrers_page(&call).await?;
+            let Some((list, next)) = page else { return Ok(None) };
+            endpoint.note_referrers_api();
             // Filtering is optional for registries.
             found.extend(list.referrers(artifact_type));
             match next.filter(|next| next.origin() == call.url.origin()) {

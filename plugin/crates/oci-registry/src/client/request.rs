@@ -3,7 +3,7 @@
 use super::Inner;
 use crate::challenge::Challenge;
 use crate::error::RegistryError;
-use crate::host::Endpoint;
+use crate::host::{Capabilities, Endpoint};
 use crate::reference::Repository;
 use crate::token::{Access, Key, describe, host_of};
 use bytes::{Bytes, BytesMut};
@@ -12,7 +12,7 @@ use http::{HeaderMap, Method};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 5;
@@ -121,6 +121,7 @@ impl Inner {
         let http = call.endpoint.transport.registry_for(&call.url);
         let (host, key) = (host_of(&call.url), call.key());
         let mut renewals = 0_usize;
+        let mut first = call.endpoint.first_contact().await;
         loop {
             let authorization = self.tokens.current(&key).await?;
             let mut headers = call.all_headers();
@@ -131,7 +132,10 @@ impl Inner {
             if !call.body.is_empty() {
                 request = request.body(call.body.clone());
             }
+            let started = Instant::now();
             let response = self.exchange(&host, self.head_deadline(), request.send()).await?;
+            let (took, status) = (started.elapsed(), response.status().as_u16());
+            tracing::trace!(host, method = %call.method, path = call.url.path(), status, ?took, "request");
             let challenge = match self.challenge(call, response).await? {
                 Verdict::Answered(response) => return Ok(response),
                 Verdict::Challenged(challenge) => challenge,
@@ -140,7 +144,32 @@ impl Inner {
                 return Err(unauthorized(call.repository, &host, authorization.is_none()));
             }
             renewals = renewals.saturating_add(1);
-            self.tokens.renew(&key, challenge, authorization.as_ref()).await?;
+            let renewal = self.tokens.renew(&key, challenge, authorization.as_ref());
+            // Whoever comes now finds the renewal under way, and waits for it instead of being refused too.
+            first.take();
+            renewal.await?;
+        }
+    }
+
+    pub(super) async fn greet(&self, repository: &Repository) -> Result<(), RegistryError> {
+        let endpoint = self.attempts(repository, Capabilities::PULL).await?.endpoint()?;
+        let call = Call::new(&endpoint, repository, Method::GET, "", "")?.at(endpoint.base.clone());
+        let (host, key) = (host_of(&call.url), call.key());
+        let mut first = endpoint.first_contact().await;
+        if first.is_none() && self.tokens.current(&key).await?.is_some() {
+            return Ok(());
+        }
+        let http = endpoint.transport.registry_for(&call.url);
+        let request = http.request(call.method.clone(), call.url.clone()).headers(call.all_headers());
+        let response = self.exchange(&host, self.head_deadline(), request.send()).await?;
+        match self.challenge(&call, response).await? {
+            Verdict::Answered(_) => Ok(()),
+            // Not asked again: a token for one repository need not open the registry's front door.
+            Verdict::Challenged(challenge) => {
+                let renewal = self.tokens.renew(&key, challenge, None);
+                first.take();
+                renewal.await
+            }
         }
     }
 
@@ -193,7 +222,12 @@ impl Inner {
     pub(super) async fn send_elsewhere(&self, call: &Call<'_>, url: &Url) -> Result<Response, RegistryError> {
         let http = call.endpoint.transport.elsewhere_for(url);
         let request = http.request(call.method.clone(), url.clone()).headers(call.headers.clone());
-        self.exchange(&host_of(url), self.head_deadline(), request.send()).await
+        let (host, started) = (host_of(url), Instant::now());
+        let response = self.exchange(&host, self.head_deadline(), request.send()).await?;
+        let (took, status) = (started.elapsed(), response.status().as_u16());
+        // Not the URL: a signature in it is as good as a password.
+        tracing::trace!(host, method = %call.method, what = call.what, status, ?took, "request elsewhere");
+        Ok(response)
     }
 
     /// The URL that an answer points to, seen from `url`.

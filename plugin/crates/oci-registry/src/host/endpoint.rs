@@ -7,8 +7,9 @@ use parking_lot::Mutex;
 use reqwest::Url;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// For how long an endpoint that could not be reached comes after the others. It is never left out.
 const DEMOTION: Duration = Duration::from_secs(30);
@@ -29,6 +30,22 @@ pub(crate) struct Endpoint {
     pub(crate) namespace: Option<String>,
     pub(crate) transport: Arc<Transport>,
     unreachable_since: Mutex<Option<Instant>>,
+    contact: Contact,
+    referrers_api: AtomicBool,
+}
+
+/// Nobody has had an answer from the endpoint yet, but for the one who holds this: others wait, and find a connection and perhaps a token
+/// when it is dropped.
+#[derive(Debug)]
+pub(crate) struct FirstContact<'a> {
+    contact: &'a Contact,
+    _permit: SemaphorePermit<'a>,
+}
+
+#[derive(Debug)]
+struct Contact {
+    made: AtomicBool,
+    turn: Semaphore,
 }
 
 /// What there is to say about an endpoint.
@@ -55,7 +72,28 @@ impl Endpoint {
             namespace,
             transport,
             unreachable_since: Mutex::default(),
+            contact: Contact { made: AtomicBool::new(false), turn: Semaphore::new(1) },
+            referrers_api: AtomicBool::new(false),
         }
+    }
+
+    /// The right to be the first who asks this endpoint; None once somebody was. However it ended, nobody waits a second time.
+    pub(crate) async fn first_contact(&self) -> Option<FirstContact<'_>> {
+        let contact = &self.contact;
+        if contact.made.load(Ordering::Acquire) {
+            return None;
+        }
+        let permit = contact.turn.acquire().await.ok()?;
+        (!contact.made.load(Ordering::Acquire)).then_some(FirstContact { contact, _permit: permit })
+    }
+
+    /// Whether it has answered by the referrers API once. That it has not is never certain: some refuse it for one repository alone.
+    pub(crate) fn has_referrers_api(&self) -> bool {
+        self.referrers_api.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_referrers_api(&self) {
+        self.referrers_api.store(true, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -80,6 +118,12 @@ impl Endpoint {
 
     pub(crate) fn is_demoted(&self) -> bool {
         self.unreachable_since.lock().is_some_and(|at| at.elapsed() < DEMOTION)
+    }
+}
+
+impl Drop for FirstContact<'_> {
+    fn drop(&mut self) {
+        self.contact.made.store(true, Ordering::Release);
     }
 }
 
