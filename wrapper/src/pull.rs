@@ -10,14 +10,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_registry::platform::Platform;
-use oci_registry::{Client, FetchedManifest, Reference, RegistryError};
+use oci_registry::{BlobStream, Client, FetchedManifest, Reference, RegistryError};
 use oci_spec::image::{Descriptor, Digest};
 use parking_lot::Mutex;
 use soci_store::labels::{self, Labels};
 use soci_store::{Containerd, StoreError};
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
-pub(crate) use self::index::{FoundIndex, IndexOutcome};
+pub(crate) use self::index::{Candidates, FoundIndex, IndexOutcome};
 pub(crate) use self::lease::under_lease;
 use crate::error::{Error, one_line};
 use crate::image::{Config, Document, ImageError, Layer, Manifest, short};
@@ -40,7 +41,7 @@ pub(crate) struct Puller {
     arriving: Arc<Mutex<HashSet<Digest>>>,
 }
 
-/// An image for one platform, its manifest and config in containerd's content store.
+/// An image for one platform.
 #[derive(Debug)]
 pub(crate) struct PlatformImage {
     /// The manifest's descriptor.
@@ -51,6 +52,10 @@ pub(crate) struct PlatformImage {
     pub(crate) platform: Platform,
     /// Layers, lowest first; empty for what is no image (attestations and other artifacts).
     pub(crate) layers: Vec<Layer>,
+    /// The manifest's bytes.
+    bytes: Bytes,
+    /// The config's bytes.
+    config: Bytes,
 }
 
 impl Puller {
@@ -82,40 +87,38 @@ impl Puller {
         &self.progress
     }
 
-    /// What the reference names: a manifest or a list of them, stored.
+    /// What the reference names: a manifest or a list of them.
     pub(crate) async fn top(&self) -> Result<(FetchedManifest, Document), Error> {
         let top = self.client.manifest(&self.reference).await.map_err(Error::command)?;
         let document = Document::parse(top.descriptor.digest(), &top.bytes).map_err(Error::command)?;
-        if let Document::Index(manifests) = &document {
+        if let Document::Index(_) = &document {
             self.announce(&top.descriptor)?;
-            let mut labels = Labels::new();
-            for (n, manifest) in manifests.iter().enumerate() {
-                labels.insert(labels::gc_ref_manifest(n), manifest.digest().to_string());
-            }
-            self.store(&top.descriptor, labels, top.bytes.clone()).await?;
         }
         Ok((top, document))
     }
 
-    /// The manifest for one platform.
-    pub(crate) async fn choose(
-        &self,
-        top: FetchedManifest,
-        document: Document,
-        platform: &Platform,
-    ) -> Result<(FetchedManifest, Manifest), Error> {
-        match document {
-            Document::Manifest(manifest) => Ok((top, *manifest)),
-            Document::Index(manifests) => {
-                let chosen = oci_registry::platform::choose(&manifests, platform).ok_or_else(|| {
-                    Error::command(RegistryError::NoPlatform {
-                        reference: self.reference.to_string(),
-                        platform: platform.to_string(),
-                    })
-                })?;
-                self.manifest(chosen).await
-            }
+    /// Stores a list of manifests; a manifest itself is stored with its image.
+    pub(crate) async fn keep_top(&self, top: &FetchedManifest, document: &Document) -> Result<(), Error> {
+        let Document::Index(manifests) = document else { return Ok(()) };
+        let mut labels = Labels::new();
+        for (n, manifest) in manifests.iter().enumerate() {
+            labels.insert(labels::gc_ref_manifest(n), manifest.digest().to_string());
         }
+        self.store(&top.descriptor, labels, top.bytes.clone()).await
+    }
+
+    /// The entry of a list for one platform.
+    pub(crate) fn choose<'a>(
+        &self,
+        manifests: &'a [Descriptor],
+        platform: &Platform,
+    ) -> Result<&'a Descriptor, Error> {
+        oci_registry::platform::choose(manifests, platform).ok_or_else(|| {
+            Error::command(RegistryError::NoPlatform {
+                reference: self.reference.to_string(),
+                platform: platform.to_string(),
+            })
+        })
     }
 
     /// A manifest of a list, from containerd's store or the registry.
@@ -148,25 +151,51 @@ impl Puller {
         fetched: FetchedManifest,
         manifest: Manifest,
     ) -> Result<PlatformImage, Error> {
+        let image = self.read_image(fetched, manifest).await?;
+        self.keep_image(&image).await?;
+        Ok(image)
+    }
+
+    /// Fetches the config of a manifest.
+    pub(crate) async fn read_image(
+        &self,
+        fetched: FetchedManifest,
+        manifest: Manifest,
+    ) -> Result<PlatformImage, Error> {
         self.announce(&fetched.descriptor)?;
         self.announce(&manifest.config)?;
-        let digest = fetched.descriptor.digest().clone();
-        let mut labels =
-            Labels::from([(labels::GC_REF_CONFIG.to_owned(), manifest.config.digest().to_string())]);
-        for (n, layer) in manifest.layers.iter().enumerate() {
-            labels.insert(labels::gc_ref_layer(n), layer.digest().to_string());
-        }
-        self.store(&fetched.descriptor, labels, fetched.bytes.clone()).await?;
-        self.blob(&manifest.config, Labels::new(), false).await?;
+        let FetchedManifest { descriptor, bytes } = fetched;
+        let digest = manifest.config.digest();
+        let config = match self.containerd.content().read_all(digest, MAX_CONFIG_SIZE).await {
+            Err(StoreError::NotFound { .. }) => {
+                let repository = self.reference.repository();
+                let fetched = self.client.blob_bytes(repository, digest, MAX_CONFIG_SIZE).await;
+                fetched.map_err(Error::command)?
+            }
+            here => here?,
+        };
         let (platform, layers) = if manifest.is_image() {
-            let content = self.containerd.content();
-            let bytes = content.read_all(manifest.config.digest(), MAX_CONFIG_SIZE).await?;
-            let config = Config::parse(manifest.config.digest(), &bytes).map_err(Error::command)?;
-            (config.platform(), manifest.chain(&digest, &config).map_err(Error::command)?)
+            let config = Config::parse(digest, &config).map_err(Error::command)?;
+            (config.platform(), manifest.chain(descriptor.digest(), &config).map_err(Error::command)?)
         } else {
             (Platform::host(), Vec::new())
         };
-        Ok(PlatformImage { descriptor: fetched.descriptor, manifest, platform, layers })
+        Ok(PlatformImage { descriptor, manifest, platform, layers, bytes, config })
+    }
+
+    /// Stores manifest and config.
+    pub(crate) async fn keep_image(&self, image: &PlatformImage) -> Result<(), Error> {
+        let config = &image.manifest.config;
+        let mut labels = Labels::from([(labels::GC_REF_CONFIG.to_owned(), config.digest().to_string())]);
+        for (n, layer) in image.manifest.layers.iter().enumerate() {
+            labels.insert(labels::gc_ref_layer(n), layer.digest().to_string());
+        }
+        let (manifest_kept, config_kept) = tokio::join!(
+            self.store(&image.descriptor, labels, image.bytes.clone()),
+            self.store(config, Labels::new(), image.config.clone())
+        );
+        manifest_kept?;
+        config_kept
     }
 
     /// Downloads a layer unless it is here, with its line when the download starts.
@@ -175,20 +204,31 @@ impl Puller {
         self.blob(blob, Labels::new(), true).await
     }
 
-    /// Downloads a blob unless it is here.
+    /// Downloads a blob unless it is here. The registry is asked while containerd opens the ingest.
     pub(crate) async fn blob(&self, blob: &Descriptor, labels: Labels, announce: bool) -> Result<(), Error> {
-        let labels = self.with_source(blob.digest(), labels).await?;
-        // Nobody polls this where the blob is here already.
-        let body = futures_util::stream::once(async {
+        let (here, labels) = self.with_source(blob.digest(), labels).await?;
+        let asked = (!here).then(|| {
             if announce {
                 // A stdout that is closed does not end a download.
                 let _ = self.announce(blob);
             }
-            let started = Instant::now();
-            let stream = self.client.blob(self.reference.repository(), blob).await?;
-            tracing::debug!(digest = %blob.digest(), size = stream.size(), waited = ?started.elapsed(), "download");
+            let (puller, blob) = (self.clone(), blob.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move { puller.ask(&blob).await }))
+        });
+        // Nobody polls this where the blob is here already.
+        let body = futures_util::stream::once(async {
+            let stream = match asked {
+                Some(asked) => match asked.await {
+                    Ok(answer) => answer?,
+                    Err(_) => self.ask(blob).await?,
+                },
+                // It was here a moment ago.
+                None => self.ask(blob).await?,
+            };
             let transfer = self.progress.transfer(&short(blob), blob.size());
-            Ok::<_, RegistryError>(stream.inspect_ok(move |bytes: &Bytes| transfer.advance(bytes.len() as u64)))
+            Ok::<_, RegistryError>(
+                stream.inspect_ok(move |bytes: &Bytes| transfer.advance(bytes.len() as u64)),
+            )
         })
         .try_flatten()
         .boxed();
@@ -197,6 +237,13 @@ impl Puller {
         // Not reached where the pull is interrupted: that is what it is for.
         self.arriving.lock().remove(blob.digest());
         Ok(outcome?)
+    }
+
+    async fn ask(&self, blob: &Descriptor) -> Result<BlobStream, RegistryError> {
+        let started = Instant::now();
+        let stream = self.client.blob(self.reference.repository(), blob).await?;
+        tracing::debug!(digest = %blob.digest(), size = stream.size(), waited = ?started.elapsed(), "download");
+        Ok(stream)
     }
 
     /// Drops what an interrupted pull has half written.
@@ -211,13 +258,13 @@ impl Puller {
 
     /// Stores bytes that are here already.
     async fn store(&self, descriptor: &Descriptor, labels: Labels, bytes: Bytes) -> Result<(), Error> {
-        let labels = self.with_source(descriptor.digest(), labels).await?;
+        let (_, labels) = self.with_source(descriptor.digest(), labels).await?;
         self.containerd.content().write_bytes(None, descriptor, labels, bytes).await?;
         Ok(())
     }
 
-    /// Adds the label that says where the content came from, and keeps where else it came from.
-    async fn with_source(&self, digest: &Digest, mut labels: Labels) -> Result<Labels, Error> {
+    /// Adds the label that says where the content came from, and keeps where else it came from. Also tells whether the content is here.
+    async fn with_source(&self, digest: &Digest, mut labels: Labels) -> Result<(bool, Labels), Error> {
         let repository = self.reference.repository();
         let key = format!("{}.{}", labels::DISTRIBUTION_SOURCE, repository.domain());
         let present = self.containerd.content().info(digest).await?;
@@ -227,7 +274,7 @@ impl Puller {
         if labels::fits(&key, &value) {
             labels.insert(key, value);
         }
-        Ok(labels)
+        Ok((present.is_some(), labels))
     }
 
     /// The line for one piece of content.

@@ -10,9 +10,9 @@ use tracing_subscriber::EnvFilter;
 pub(crate) use self::progress::{Progress, Transfer};
 use crate::error::Error;
 
-/// Sends our log to stderr: errors, and with `--debug` everything of ours.
+/// Sends our log to stderr: nothing, and with `--debug` everything of ours, each request and each call with the time that it took.
 pub(crate) fn log(debug: bool) {
-    let filter = if debug { "warn,soci=debug,soci_store=debug,oci_registry=debug" } else { "off" };
+    let filter = if debug { "warn,soci=debug,soci_store=trace,oci_registry=trace" } else { "off" };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)

@@ -101,8 +101,10 @@ impl Unpacker {
         labels: Labels,
     ) -> Result<Prepared, Error> {
         let containerd = self.containerd.with_deadline(PREPARE_DEADLINE);
-        for _ in 0..ATTEMPTS {
-            if self.has(&layer.chain_id).await? {
+        // containerd itself looks for the snapshot that a label names.
+        let named = labels.contains_key(labels::SNAPSHOT_REF);
+        for attempt in 0..ATTEMPTS {
+            if (attempt > 0 || !named) && self.has(&layer.chain_id).await? {
                 return Ok(Prepared::Present);
             }
             let key = format!("extract-{} {}", unique(), layer.chain_id);

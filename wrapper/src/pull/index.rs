@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
-use oci_registry::FetchedManifest;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use soci_index::{
     ANNOTATION_CREATED, ANNOTATION_INDEX_DIGEST, ANNOTATION_SPAN_SIZE, ARTIFACT_TYPE_V1, SociIndex, digest_of,
@@ -35,6 +34,14 @@ pub(crate) enum IndexOutcome {
     },
 }
 
+/// Where to look for an index, in this order.
+#[derive(Debug, Default)]
+pub(crate) struct Candidates {
+    digests: Vec<Digest>,
+    /// Why some may be missing.
+    reasons: Vec<String>,
+}
+
 /// An index, read but not stored.
 #[derive(Debug)]
 pub(crate) struct FoundIndex {
@@ -49,7 +56,13 @@ impl FoundIndex {
         &self.digest
     }
 
-    fn read(bytes: Bytes, manifest: &Manifest) -> Result<FoundIndex, String> {
+    /// Whether it has a zTOC for this layer.
+    pub(crate) fn has_ztoc(&self, layer: &Digest) -> bool {
+        self.index.ztoc_for_layer(layer).is_some()
+    }
+
+    /// An index of this image; or in words why these bytes are none.
+    pub(crate) fn read(bytes: Bytes, manifest: &Manifest) -> Result<FoundIndex, String> {
         let digest = digest_of(&bytes);
         let index = SociIndex::parse(&bytes).map_err(|error| format!("{digest}: {}", one_line(&error)))?;
         let index = FoundIndex { digest, bytes, index };
@@ -67,29 +80,11 @@ impl FoundIndex {
 }
 
 impl Puller {
-    /// Finds the image's index: the one asked for, else the one that the manifest names, else the newest that refers to the manifest, in the
-    /// registry or here.
-    pub(crate) async fn find_index(
-        &self,
-        fetched: &FetchedManifest,
-        manifest: &Manifest,
-        explicit: Option<&Digest>,
-    ) -> IndexOutcome {
-        let mut reasons = Vec::new();
-        if let Some(digest) = explicit {
-            return match self.read_index(digest, manifest).await {
-                Ok(found) => IndexOutcome::Found(Box::new(found)),
-                Err(reason) => IndexOutcome::Unusable { reason },
-            };
-        }
-        if let Some(digest) = manifest.annotation(ANNOTATION_INDEX_DIGEST).and_then(soci_store::parse_digest)
-        {
-            match self.read_index(&digest, manifest).await {
-                Ok(found) => return IndexOutcome::Found(Box::new(found)),
-                Err(reason) => reasons.push(reason),
-            }
-        }
-        for digest in self.candidates(fetched.descriptor.digest(), &mut reasons).await {
+    /// Finds the image's index: the one that the manifest names, else the newest that refers to the manifest, in the registry or here.
+    pub(crate) async fn find_index(&self, manifest: &Manifest, candidates: Candidates) -> IndexOutcome {
+        let Candidates { digests, mut reasons } = candidates;
+        let named = manifest.annotation(ANNOTATION_INDEX_DIGEST).and_then(soci_store::parse_digest);
+        for digest in named.into_iter().chain(digests) {
             match self.read_index(&digest, manifest).await {
                 Ok(found) => return IndexOutcome::Found(Box::new(found)),
                 Err(reason) => reasons.push(reason),
@@ -102,36 +97,43 @@ impl Puller {
         }
     }
 
-    /// Indices that refer to the manifest, newest first: those in the registry, then those made here and not pushed.
-    async fn candidates(&self, subject: &Digest, reasons: &mut Vec<String>) -> Vec<Digest> {
-        let mut candidates: Vec<Digest> = Vec::new();
-        match self.client.referrers(self.reference.repository(), subject, ARTIFACT_TYPE_V1).await {
+    /// Indices that refer to the manifest, newest first: those in the registry, then those made here and not pushed. Its digest is enough to
+    /// look for them.
+    pub(crate) async fn candidates(&self, subject: &Digest) -> Candidates {
+        let artifacts = self.containerd.artifacts();
+        let (remote, here) = tokio::join!(
+            self.client.referrers(self.reference.repository(), subject, ARTIFACT_TYPE_V1),
+            artifacts.list_indices()
+        );
+        let mut candidates = Candidates::default();
+        match remote {
             Ok(mut referrers) => {
                 sort_newest_first(&mut referrers);
-                candidates.extend(referrers.iter().map(|descriptor| descriptor.digest().clone()));
+                let newest = referrers.iter().take(MAX_CANDIDATES);
+                candidates.digests.extend(newest.map(|descriptor| descriptor.digest().clone()));
             }
-            Err(error) => reasons.push(one_line(&error)),
+            Err(error) => candidates.reasons.push(one_line(&error)),
         }
-        candidates.truncate(MAX_CANDIDATES);
-        match self.containerd.artifacts().list_indices().await {
+        match here {
             Ok(records) => {
                 let here = records.into_iter().filter(|record| record.image_digest == *subject);
-                candidates.extend(here.map(|record| record.digest).take(MAX_CANDIDATES));
+                candidates.digests.extend(here.map(|record| record.digest).take(MAX_CANDIDATES));
             }
-            Err(error) => reasons.push(one_line(&error)),
+            Err(error) => candidates.reasons.push(one_line(&error)),
         }
         candidates
     }
 
     async fn read_index(&self, digest: &Digest, manifest: &Manifest) -> Result<FoundIndex, String> {
-        match self.index_bytes(digest).await {
-            Ok(bytes) => FoundIndex::read(bytes, manifest),
-            Err(error) => Err(format!("{digest}: {}", one_line(&error))),
-        }
+        FoundIndex::read(self.index_bytes(digest).await?, manifest)
     }
 
-    /// An index's bytes, from containerd's store or the registry.
-    async fn index_bytes(&self, digest: &Digest) -> Result<Bytes, Error> {
+    /// An index's bytes, from containerd's store or the registry; or in words why they cannot be had.
+    pub(crate) async fn index_bytes(&self, digest: &Digest) -> Result<Bytes, String> {
+        self.index_from_anywhere(digest).await.map_err(|error| format!("{digest}: {}", one_line(&error)))
+    }
+
+    async fn index_from_anywhere(&self, digest: &Digest) -> Result<Bytes, Error> {
         match self.containerd.artifacts().read_index(digest).await {
             Err(StoreError::NotFound { .. }) => {
                 let reference = self.reference.repository().with_digest(digest.clone());
@@ -168,28 +170,34 @@ impl Puller {
             .await
     }
 
-    /// Stores the index and ties it, with its zTOCs, to the image's manifest, which must be stored.
+    /// Stores the index, and the artifacts in it that are no zTOCs (prefetch artifacts) where they can be had.
     pub(crate) async fn store_index(&self, found: &FoundIndex, image: &PlatformImage) -> Result<(), Error> {
+        let known = self.containerd.artifacts().index(&found.digest).await?;
         let created = found.index.created().and_then(|text| text.parse::<Timestamp>().ok());
         let target = IndexTarget {
             image_digest: image.descriptor.digest().clone(),
             platform: image.platform.to_string(),
-            created_at: created.unwrap_or_else(Timestamp::now),
+            // A record that is here keeps its date.
+            created_at: known.map(|record| record.created_at).or(created).unwrap_or_else(Timestamp::now),
         };
-        let known = self.containerd.artifacts().index(&found.digest).await?;
-        // A record that is here keeps its date.
-        let created_at = known.map_or(target.created_at, |record| record.created_at);
-        let target = IndexTarget { created_at, ..target };
-        self.containerd.artifacts().store_index(None, found.bytes.clone(), &target).await?;
-        // The index's other blobs (prefetch artifacts) come along where they can be had.
-        for blob in found.index.blobs() {
-            if *blob.media_type() == MediaType::from(soci_index::PREFETCH_MEDIA_TYPE)
-                && let Err(error) = self.blob(blob, labels::Labels::new(), false).await
-            {
+        let artifacts = self.containerd.artifacts();
+        let stored = artifacts.store_index_unlinked(None, found.bytes.clone(), &target);
+        let prefetch = MediaType::from(soci_index::PREFETCH_MEDIA_TYPE);
+        let others = found.index.blobs().iter().filter(|blob| *blob.media_type() == prefetch);
+        let others = futures_util::stream::iter(others.map(|blob| async move {
+            if let Err(error) = self.blob(blob, labels::Labels::new(), false).await {
                 tracing::debug!(digest = %blob.digest(), error = one_line(&error), "no prefetch artifact");
             }
-        }
+        }));
+        let others = others.buffer_unordered(CONCURRENCY).for_each(|()| std::future::ready(()));
+        let (stored, ()) = tokio::join!(stored, others);
+        stored?;
         Ok(())
+    }
+
+    /// Ties a stored index, with its zTOCs, to the image's manifest, which must be stored too.
+    pub(crate) async fn link_index(&self, found: &FoundIndex, image: &PlatformImage) -> Result<(), Error> {
+        Ok(self.containerd.artifacts().link_index(image.descriptor.digest(), &found.digest).await?)
     }
 }
 

@@ -126,6 +126,21 @@ impl Artifacts {
         bytes: Bytes,
         target: &IndexTarget,
     ) -> Result<Descriptor, StoreError> {
+        let descriptor = self.store_index_unlinked(lease, bytes, target).await?;
+        self.link_index(&target.image_digest, descriptor.digest()).await?;
+        Ok(descriptor)
+    }
+
+    /// Stores an index and its empty config, and leaves the manifest, which need not be there yet: see [`Artifacts::link_index`].
+    ///
+    /// # Errors
+    /// [`StoreError::Artifact`] where the bytes are no index.
+    pub async fn store_index_unlinked(
+        &self,
+        lease: Option<&Lease>,
+        bytes: Bytes,
+        target: &IndexTarget,
+    ) -> Result<Descriptor, StoreError> {
         let digest = digest_of(&bytes);
         let index = SociIndex::parse(&bytes).map_err(|error| StoreError::Artifact {
             what: "index",
@@ -135,15 +150,22 @@ impl Artifacts {
         // An index of ours or upstream's has the empty config; what another may have there nobody reads.
         let config_type = MediaType::from(index.version().artifact_type());
         let config = Descriptor::new(config_type, EMPTY_CONFIG.len() as u64, digest_of(EMPTY_CONFIG));
-        self.content.write_bytes(lease, &config, Labels::new(), Bytes::from_static(EMPTY_CONFIG)).await?;
-        let descriptor = Descriptor::new(MediaType::ImageManifest, bytes.len() as u64, digest.clone());
-        self.content.write_bytes(lease, &descriptor, index_labels(&index, target), bytes).await?;
-        self.link(&target.image_digest, &digest).await?;
+        let descriptor = Descriptor::new(MediaType::ImageManifest, bytes.len() as u64, digest);
+        let labels = index_labels(&index, target);
+        let (config_stored, stored) = tokio::join!(
+            self.content.write_bytes(lease, &config, Labels::new(), Bytes::from_static(EMPTY_CONFIG)),
+            self.content.write_bytes(lease, &descriptor, labels, bytes)
+        );
+        config_stored?;
+        stored?;
         Ok(descriptor)
     }
 
-    /// Makes the manifest hold the index.
-    async fn link(&self, manifest: &Digest, index: &Digest) -> Result<(), StoreError> {
+    /// Makes the manifest hold a stored index. One that it held before stays held, under a name of its own.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] where the manifest is not there.
+    pub async fn link_index(&self, manifest: &Digest, index: &Digest) -> Result<(), StoreError> {
         let Some(info) = self.content.info(manifest).await? else {
             return Err(StoreError::NotFound { operation: "image manifest", subject: manifest.to_string() });
         };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::content_client::ContentClient;
@@ -223,7 +223,10 @@ impl Containerd {
         subject: &str,
         future: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, StoreError> {
-        match tokio::time::timeout(self.deadline, future).await {
+        let started = Instant::now();
+        let answer = tokio::time::timeout(self.deadline, future).await;
+        tracing::trace!(operation, subject, took = ?started.elapsed(), "call to containerd");
+        match answer {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(StoreError::from_status(operation, subject, &status)),
             Err(_) => {

@@ -20,6 +20,9 @@ pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source";
 /// On a gzip layer: the digest of what is inside.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
+/// On a snapshot that is being prepared: the name under which it is looked for when it is committed.
+pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+
 /// On an index: the image manifest that it was made for.
 pub const INDEX_IMAGE_DIGEST: &str = "com.amazon.soci.index.image-digest";
 /// On an index: the platform, as `os/arch[/variant]`.

@@ -90,6 +90,7 @@ impl Pull<'_> {
     async fn run(&self, platforms: &[Platform]) -> Result<(), Error> {
         let started = Instant::now();
         let (top, document) = self.puller.top().await?;
+        self.puller.keep_top(&top, &document).await?;
         let target = top.descriptor.clone();
         let mut images = Vec::new();
         for (fetched, manifest) in self.wanted(top, document, platforms).await? {
@@ -127,8 +128,7 @@ impl Pull<'_> {
             return Ok(wanted);
         }
         for platform in platforms {
-            let chosen =
-                self.puller.choose(top.clone(), Document::Index(manifests.clone()), platform).await?;
+            let chosen = self.puller.manifest(self.puller.choose(&manifests, platform)?).await?;
             if !wanted.iter().any(|(fetched, _)| fetched.descriptor.digest() == chosen.0.descriptor.digest())
             {
                 wanted.push(chosen);

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bytes::Bytes;
 use oci_registry::platform::Platform;
 use oci_registry::{Credentials, FetchedManifest, Reference};
 use oci_spec::image::{Descriptor, Digest};
@@ -14,8 +15,8 @@ use tokio::task::JoinSet;
 use crate::connection::SNAPSHOTTER;
 use crate::context::Context;
 use crate::error::{Error, one_line};
-use crate::image::{Layer, Manifest};
-use crate::pull::{FoundIndex, IndexOutcome, PlatformImage, Puller, under_lease};
+use crate::image::{Document, Layer, Manifest};
+use crate::pull::{Candidates, FoundIndex, IndexOutcome, PlatformImage, Puller, under_lease};
 use crate::registry::RegistryArgs;
 use crate::terminal::Progress;
 use crate::unpack::{Prepared, Unpacker};
@@ -80,6 +81,14 @@ struct Pull<'a> {
     credentials: Option<Credentials>,
 }
 
+/// An image on its way.
+struct Pulled {
+    image: PlatformImage,
+    /// The index, stored; and the layers whose zTOCs are, too.
+    index: Option<(FoundIndex, HashSet<Digest>)>,
+    downloads: Downloads,
+}
+
 /// Which layers the snapshotter is asked to mount from afar.
 enum Lazy {
     /// Those whose zTOC is in containerd's store, by this index.
@@ -100,66 +109,135 @@ enum Lazy {
 }
 
 impl Pull<'_> {
+    /// Whatever does not need another's answer goes on beside it: a pull takes as long as its longest chain of round trips.
     async fn run(&self, platform: &Platform) -> Result<(), Error> {
-        let (top, document) = self.puller.top().await?;
-        let target = top.descriptor.clone();
-        let (fetched, manifest) = self.puller.choose(top, document, platform).await?;
-        // The config on one way, the index and then its zTOCs on another.
-        let artifacts = async {
-            let index = self.find_index(&fetched, &manifest).await?;
-            let layers = self.puller.fetch_ztocs(&index, &manifest).await;
-            Ok((index, layers.into_iter().collect::<HashSet<Digest>>()))
-        };
-        let image = self.puller.image(fetched.clone(), manifest.clone());
-        let (image, artifacts) = tokio::join!(image, artifacts);
-        let image = image?;
-        let lazy = match artifacts {
-            Ok((index, layers)) => {
-                self.puller.store_index(&index, &image).await?;
+        let asked = self.args.soci_index_digest.as_deref().filter(|text| !text.is_empty());
+        let asked = asked.map(|text| soci_store::parse_digest(text).ok_or(text));
+        let (top, asked_bytes) = tokio::join!(self.puller.top(), async {
+            match &asked {
+                Some(Ok(digest)) => Some(self.puller.index_bytes(digest).await),
+                Some(Err(text)) => Some(Err(format!("{text:?} is no digest"))),
+                None => None,
+            }
+        });
+        let (top, document) = top?;
+        // Not earlier: credentials that the registry does not take must not replace those that the daemon has.
+        let ((), pulled) = tokio::join!(self.introduce(), self.fetch(&top, &document, platform, asked_bytes));
+        let Pulled { image, index, mut downloads } = pulled?;
+        let lazy = match index {
+            Some((index, layers)) => {
+                self.puller.link_index(&index, &image).await?;
                 Lazy::Indexed { index: index.digest().clone(), layers }
             }
-            Err(lazy) => lazy,
+            None => match asked {
+                Some(Ok(digest)) => Lazy::Unknown { index: Some(digest) },
+                Some(Err(_)) => Lazy::Nothing,
+                None => Lazy::Unknown { index: None },
+            },
         };
-        if lazy.concerns_any(&image) {
-            self.introduce().await;
-        }
-        self.unpack(&image, &lazy).await?;
+        self.unpack(&image, &lazy, &mut downloads).await?;
 
-        let content = self.puller.containerd().content();
-        if let Some(top_layer) = image.layers.last() {
-            let label = labels::gc_ref_snapshot(&self.args.snapshotter);
-            let labels = Labels::from([(label, top_layer.chain_id.to_string())]);
-            content.set_labels(image.manifest.config.digest(), labels).await?;
-        }
         let labels = super::label::parse(&self.args.label);
-        let record = Image::new(self.puller.reference().to_string(), target, labels);
-        self.puller.containerd().images().create_or_update(&record).await?;
+        let record = Image::new(self.puller.reference().to_string(), top.descriptor, labels);
+        let images = self.puller.containerd().images();
+        let (held, recorded) = tokio::join!(self.hold_snapshots(&image), images.create_or_update(&record));
+        held?;
+        recorded?;
         Ok(())
     }
 
-    /// The index, or a line about why there is none to use and what follows: the image is pulled all the same.
-    async fn find_index(&self, fetched: &FetchedManifest, manifest: &Manifest) -> Result<FoundIndex, Lazy> {
-        let asked = self.args.soci_index_digest.as_deref().filter(|text| !text.is_empty());
-        let (outcome, lazy) = match asked.map(|text| soci_store::parse_digest(text).ok_or(text)) {
-            Some(Err(text)) => {
-                (IndexOutcome::Unusable { reason: format!("{text:?} is no digest") }, Lazy::Nothing)
-            }
-            Some(Ok(digest)) => {
-                let outcome = self.puller.find_index(fetched, manifest, Some(&digest)).await;
-                (outcome, Lazy::Unknown { index: Some(digest) })
-            }
-            None => (self.puller.find_index(fetched, manifest, None).await, Lazy::Unknown { index: None }),
+    /// Brings everything here but the layers; the downloads of those that will be needed are on their way.
+    async fn fetch(
+        &self,
+        top: &FetchedManifest,
+        document: &Document,
+        platform: &Platform,
+        asked: Option<Result<Bytes, String>>,
+    ) -> Result<Pulled, Error> {
+        // A digest is enough to look for its indices.
+        let look = async |subject: &Digest| match asked {
+            Some(_) => Candidates::default(),
+            None => self.puller.candidates(subject).await,
         };
+        let (fetched, manifest, candidates) = match document {
+            Document::Manifest(manifest) => (top.clone(), Manifest::clone(manifest), None),
+            Document::Index(manifests) => {
+                let chosen = self.puller.choose(manifests, platform)?;
+                let (read, candidates) = tokio::join!(self.puller.manifest(chosen), look(chosen.digest()));
+                let (fetched, manifest) = read?;
+                (fetched, manifest, Some(candidates))
+            }
+        };
+        let index = async {
+            let outcome = match &asked {
+                Some(Ok(bytes)) => match FoundIndex::read(bytes.clone(), &manifest) {
+                    Ok(found) => IndexOutcome::Found(Box::new(found)),
+                    Err(reason) => IndexOutcome::Unusable { reason },
+                },
+                Some(Err(reason)) => IndexOutcome::Unusable { reason: reason.clone() },
+                None => {
+                    let candidates = match candidates {
+                        Some(candidates) => candidates,
+                        None => look(fetched.descriptor.digest()).await,
+                    };
+                    self.puller.find_index(&manifest, candidates).await
+                }
+            };
+            self.usable(outcome)
+        };
+        let (image, index) = tokio::join!(self.puller.read_image(fetched.clone(), manifest.clone()), index);
+        let image = image?;
+        let stays = |layer: &Layer| index.as_ref().is_some_and(|index| index.has_ztoc(layer.blob.digest()));
+        let downloads = self.download(image.layers.iter().filter(|layer| !stays(layer))).await?;
+        let artifacts = async {
+            let Some(index) = index else { return Ok(None) };
+            let (stored, layers) = tokio::join!(
+                self.puller.store_index(&index, &image),
+                self.puller.fetch_ztocs(&index, &image.manifest)
+            );
+            stored?;
+            Ok::<_, Error>(Some((index, layers.into_iter().collect())))
+        };
+        let (top_kept, image_kept, index) =
+            tokio::join!(self.puller.keep_top(top, document), self.puller.keep_image(&image), artifacts);
+        top_kept?;
+        image_kept?;
+        Ok(Pulled { index: index?, image, downloads })
+    }
+
+    /// The index, or a line about why there is none to use and what follows: the image is pulled all the same.
+    fn usable(&self, outcome: IndexOutcome) -> Option<FoundIndex> {
         let reason = match outcome {
             IndexOutcome::Found(found) => {
                 tracing::debug!(index = %found.digest(), "index found");
-                return Ok(*found);
+                return Some(*found);
             }
             IndexOutcome::None => "the image has none".to_owned(),
             IndexOutcome::Unusable { reason } => reason,
         };
         self.puller.progress().notice(&format!("no SOCI index, all layers are downloaded: {reason}"));
-        Err(lazy)
+        None
+    }
+
+    /// Starts to download those of these layers whose snapshots are not there.
+    async fn download(&self, layers: impl Iterator<Item = &Layer>) -> Result<Downloads, Error> {
+        let mut downloads = Downloads::default();
+        let looked = layers.map(async |layer| (layer, self.unpacker.has(&layer.chain_id).await));
+        for (layer, here) in futures_util::future::join_all(looked).await {
+            if !here? {
+                downloads.start(&self.puller, &layer.blob);
+            }
+        }
+        Ok(downloads)
+    }
+
+    /// Has the image's config hold the top snapshot.
+    async fn hold_snapshots(&self, image: &PlatformImage) -> Result<(), Error> {
+        let Some(top_layer) = image.layers.last() else { return Ok(()) };
+        let label = labels::gc_ref_snapshot(&self.args.snapshotter);
+        let labels = Labels::from([(label, top_layer.chain_id.to_string())]);
+        let content = self.puller.containerd().content();
+        Ok(content.set_labels(image.manifest.config.digest(), labels).await?)
     }
 
     /// Tells the daemon how to talk to the registry, before it has to.
@@ -203,13 +281,12 @@ impl Pull<'_> {
     }
 
     /// Makes the snapshots, lowest layer first, while the layers that are needed arrive side by side.
-    async fn unpack(&self, image: &PlatformImage, lazy: &Lazy) -> Result<(), Error> {
-        let mut downloads = Downloads::default();
-        for layer in &image.layers {
-            if !lazy.stays(layer) && !self.unpacker.has(&layer.chain_id).await? {
-                downloads.start(&self.puller, &layer.blob);
-            }
-        }
+    async fn unpack(
+        &self,
+        image: &PlatformImage,
+        lazy: &Lazy,
+        downloads: &mut Downloads,
+    ) -> Result<(), Error> {
         let mut parent: Option<&Digest> = None;
         for (n, layer) in image.layers.iter().enumerate() {
             let rest = image.layers.get(n..).unwrap_or_default();
@@ -239,15 +316,6 @@ impl Lazy {
     /// Whether the layer is left where it is, as far as we know.
     fn stays(&self, layer: &Layer) -> bool {
         matches!(self, Lazy::Indexed { layers, .. } if layers.contains(layer.blob.digest()))
-    }
-
-    /// Whether the snapshotter will have something to ask the registry for.
-    fn concerns_any(&self, image: &PlatformImage) -> bool {
-        match self {
-            Lazy::Indexed { .. } => image.layers.iter().any(|layer| self.stays(layer)),
-            Lazy::Unknown { .. } => true,
-            Lazy::Nothing => false,
-        }
     }
 }
 
@@ -297,7 +365,7 @@ fn lazy_labels(
     let digests = joined(IMAGE_LAYERS, rest.iter().map(|layer| layer.blob.digest().to_string()));
     let sizes = joined(LAYER_SIZES, rest.iter().map(|layer| layer.blob.size().to_string()));
     let labels = [
-        ("containerd.io/snapshot.ref", layer.chain_id.to_string()),
+        (labels::SNAPSHOT_REF, layer.chain_id.to_string()),
         ("containerd.io/snapshot/cri.image-ref", reference.to_string()),
         ("containerd.io/snapshot/cri.layer-digest", layer.blob.digest().to_string()),
         ("containerd.io/snapshot/cri.manifest-digest", manifest.digest().to_string()),
