@@ -161,7 +161,7 @@ async fn serve(args: &Args, config: &Config) -> Result<(), DaemonError> {
     let listener = tokio::net::UnixListener::from_std(socket.listener).map_err(DaemonError::Runtime)?;
     let router = crate::grpc::router(
         SnapshotsService::new(parts.snapshotter.clone()),
-        OwnService::new(parts.snapshotter.clone(), Arc::clone(&parts.keyring)),
+        OwnService::new(parts.snapshotter.clone(), Arc::clone(&parts.keyring), Arc::clone(&parts.registries)),
     );
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let mut server =
@@ -220,6 +220,7 @@ async fn open_metrics(config: &Config) -> Result<Option<Endpoint>, DaemonError> 
 struct Parts {
     snapshotter: Snapshotter,
     keyring: Arc<Keyring>,
+    registries: Arc<Registries>,
     layers: Arc<LayerStore>,
 }
 
@@ -248,7 +249,8 @@ fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
     let layers =
         LayerStore::open(layer_options(root, config), Handle::current()).map_err(DaemonError::Layers)?;
     let layers = Arc::new(layers);
-    let resolver = Resolver::new(resolve_options(config), registries, containerd, Arc::clone(&layers));
+    let resolver =
+        Resolver::new(resolve_options(config), Arc::clone(&registries), containerd, Arc::clone(&layers));
     let overlay = OverlayOptions::of_this_system();
     let unpacker = Arc::new(Unpacker::new(
         unpack::Options {
@@ -280,7 +282,7 @@ fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
         overlay,
     };
     let snapshotter = Snapshotter::open(root, options, Arc::new(backend)).map_err(DaemonError::Snapshots)?;
-    Ok(Parts { snapshotter, keyring, layers })
+    Ok(Parts { snapshotter, keyring, registries, layers })
 }
 
 /// Whether layers are mounted above FUSE; why not is said here, once.
@@ -357,6 +359,7 @@ fn resolve_options(config: &Config) -> resolve::Options {
         negative_ttl: config.negative_ttl(),
         images: count(or(config.general.resolve_result_entry, 256)),
         max_ztoc_bytes: config.max_ztoc_bytes(),
+        layers_ahead: count(config.limits.layers_ahead),
     }
 }
 

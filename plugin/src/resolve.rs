@@ -10,7 +10,9 @@ use lazy_layer::{Attachment, BlobSource, Layer, LayerKey, LayerStore};
 use oci_registry::{Reference, Repository};
 use oci_spec::image::Digest;
 use soci_store::Containerd;
+use tokio::sync::Semaphore;
 
+mod ahead;
 mod content;
 mod flights;
 mod index;
@@ -53,6 +55,8 @@ pub struct Options {
     pub images: usize,
     /// Largest zTOC, bytes.
     pub max_ztoc_bytes: u64,
+    /// Layer files made at the same time before their Prepare comes.
+    pub layers_ahead: usize,
 }
 
 /// Finds what a layer is made of.
@@ -65,6 +69,8 @@ pub struct Resolver {
     layers: Arc<LayerStore>,
     images: Flights<ImageKey, IndexOutcome>,
     making: Flights<LayerQuestion, Made>,
+    /// One permit for each layer file that is made before its Prepare comes.
+    ahead: Semaphore,
 }
 
 /// Asked by namespace too, because that says which content store has the zTOC.
@@ -116,6 +122,7 @@ impl Resolver {
             layers,
             images: Flights::new(options.images),
             making: Flights::new(LAYER_FLIGHTS),
+            ahead: Semaphore::new(options.layers_ahead),
         })
     }
 
@@ -167,7 +174,12 @@ impl Resolver {
             return Resolution::Unusable(failed("the ztoc's digest is not SHA-256"));
         }
         let layer = LayerKey { layer: request.layer.clone(), ztoc: ztoc.digest().clone() };
-        match self.layer(namespace, reference.repository(), layer, Some(found)).await {
+        let held = found.take(&request.layer);
+        self.begin(namespace, reference.repository(), &found, &request.rest);
+        let layer = self.layer(namespace, reference.repository(), layer, Some(found)).await;
+        // Open by now in the hands of whoever mounts it.
+        drop(held);
+        match layer {
             Ok(layer) => Resolution::Lazy(self.attached(
                 layer,
                 &reference,

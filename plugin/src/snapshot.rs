@@ -316,12 +316,14 @@ impl Snapshotter {
         .await
     }
 
-    /// The lazily loaded layers that are mounted.
+    /// The lazily loaded layers that are mounted, in the order in which they came.
     #[must_use]
     pub fn layers(&self) -> Vec<LayerReport> {
         let mounted = self.shared.mounted.lock();
+        let mut mounted: Vec<_> = mounted.iter().collect();
+        mounted.sort_by_key(|(id, _)| **id);
         mounted
-            .iter()
+            .into_iter()
             .map(|(id, mounted)| LayerReport {
                 lazy: mounted.lazy.clone(),
                 mount_point: self.shared.tree.fs(*id),

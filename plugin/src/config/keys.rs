@@ -311,6 +311,8 @@ tables! {
         unpacks "limits.unpacks": Int(1..=256) = 4;
         /// Layers being mounted again at the same time when the daemon starts.
         restores "limits.restores": Int(1..=1_024) = 16;
+        /// Layer files being made at the same time from an image's zTOCs before containerd asks for the layers (0: none).
+        layers_ahead "limits.layers_ahead": Int(0..=256) = 4;
         /// Bytes of the largest zTOC that is read.
         ztoc_bytes "limits.ztoc_bytes": Size = "512mb";
     }

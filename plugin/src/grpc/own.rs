@@ -1,14 +1,16 @@
 //! Our own service: credentials in, status out.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use lazy_layer::Completeness;
 use soci_proto::daemon as pb;
 use soci_proto::daemon::daemon_server::Daemon;
 use tonic::{Request, Response, Status};
 
 use crate::credentials::{Handed, HandedOver, Keyring};
-use crate::snapshot::Snapshotter;
+use crate::resolve::Registries;
+use crate::snapshot::{LayerReport, Snapshotter};
 
 /// Longest host, repository, user name or secret that is taken, bytes. Tokens of some clouds have several KiB.
 const MAX_TEXT: usize = 64 << 10;
@@ -18,16 +20,17 @@ const MAX_TEXT: usize = 64 << 10;
 pub struct OwnService {
     snapshotter: Snapshotter,
     keyring: Arc<Keyring>,
+    registries: Arc<Registries>,
     started: Instant,
 }
 
 // === impl OwnService ===
 
 impl OwnService {
-    /// Credentials go to `keyring`, the status comes from `snapshotter`.
+    /// Credentials go to `keyring` and are tried on `registries`, the status comes from `snapshotter`.
     #[must_use]
-    pub fn new(snapshotter: Snapshotter, keyring: Arc<Keyring>) -> OwnService {
-        OwnService { snapshotter, keyring, started: Instant::now() }
+    pub fn new(snapshotter: Snapshotter, keyring: Arc<Keyring>, registries: Arc<Registries>) -> OwnService {
+        OwnService { snapshotter, keyring, registries, started: Instant::now() }
     }
 }
 
@@ -48,11 +51,9 @@ impl Daemon for OwnService {
         tracing::debug!(host, repository, "registry access handed over");
         let credentials = (!username.is_empty() || !secret.is_empty())
             .then(|| oci_registry::Credentials::new(username, secret));
-        self.keyring.add(HandedOver {
-            host,
-            repository,
-            handed: Handed { credentials, plain_http, skip_verify },
-        });
+        let handed = Handed { credentials, plain_http, skip_verify };
+        self.keyring.add(HandedOver { host: host.clone(), repository: repository.clone(), handed });
+        self.registries.greet(&host, &repository);
         Ok(Response::new(pb::AddCredentialsResponse {}))
     }
 
@@ -66,28 +67,54 @@ impl Daemon for OwnService {
             .layers()
             .into_iter()
             .filter(|layer| wanted.is_empty() || layer.lazy.image == wanted)
-            .map(|layer| pb::LayerStatus {
-                image_ref: layer.lazy.image,
-                namespace: layer.lazy.namespace,
-                layer_digest: layer.lazy.layer,
-                mount_point: layer.mount_point.display().to_string(),
-                size: layer.status.size,
-                present: layer.status.present,
-                spans: layer.status.spans.into(),
-                spans_present: layer.status.spans_present.into(),
-                fetched_on_demand: layer.status.fetched_on_demand,
-                reads_that_waited: layer.status.reads_that_waited,
-                front_end: layer.front_end.as_str().to_owned(),
-            })
+            .map(layer_status)
             .collect();
         let uptime = self.started.elapsed();
         Ok(Response::new(pb::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime: Some(prost_types::Duration {
-                seconds: i64::try_from(uptime.as_secs()).unwrap_or(i64::MAX),
-                nanos: i32::try_from(uptime.subsec_nanos()).unwrap_or(0),
-            }),
+            uptime: Some(duration(uptime)),
             layers,
         }))
+    }
+}
+
+fn layer_status(layer: LayerReport) -> pb::LayerStatus {
+    let LayerReport { lazy, mount_point, status, front_end } = layer;
+    let waits = status.waits;
+    let completeness = match status.completeness {
+        Completeness::Incomplete => pb::Completeness::Incomplete,
+        Completeness::Complete => pb::Completeness::Complete,
+        Completeness::Refused => pb::Completeness::Refused,
+    };
+    pb::LayerStatus {
+        image_ref: lazy.image,
+        namespace: lazy.namespace,
+        layer_digest: lazy.layer,
+        mount_point: mount_point.display().to_string(),
+        size: status.size,
+        present: status.present,
+        spans: status.spans.into(),
+        spans_present: status.spans_present.into(),
+        fetched_on_demand: status.fetched_on_demand,
+        reads_that_waited: status.reads_that_waited,
+        front_end: front_end.as_str().to_owned(),
+        fetched_by_read_ahead: status.fetched_by_read_ahead,
+        fetched_by_trace: status.fetched_by_trace,
+        fetched_by_fill: status.fetched_by_fill,
+        waits: (waits.count > 0).then(|| pb::Waits {
+            count: waits.count,
+            p50: Some(duration(waits.p50)),
+            p99: Some(duration(waits.p99)),
+            longest: Some(duration(waits.longest)),
+        }),
+        completeness: completeness.into(),
+        headers_refused: status.headers_refused,
+    }
+}
+
+fn duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
     }
 }

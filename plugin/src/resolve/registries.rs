@@ -3,17 +3,27 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use oci_registry::{Client, ClientError, ClientOptions, Repository};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::credentials::Keyring;
+use crate::telemetry::chain;
+
+/// Registries that are greeted at the same time; one more is not greeted.
+const GREETINGS: usize = 16;
+/// How long a greeting may take; it only saves somebody time.
+const GREETING: Duration = Duration::from_secs(10);
 
 /// Clients: one for ordinary hosts, and one for each way of talking that was handed over with credentials.
 pub struct Registries {
     options: ClientOptions,
     keyring: Arc<Keyring>,
     clients: Mutex<HashMap<Manner, Client>>,
+    /// One permit for each greeting under way.
+    greetings: Arc<Semaphore>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,7 +38,33 @@ impl Registries {
     /// Clients with these options, but for what `keyring` says of a repository.
     #[must_use]
     pub fn new(options: ClientOptions, keyring: Arc<Keyring>) -> Registries {
-        Registries { options, keyring, clients: Mutex::default() }
+        Registries {
+            options,
+            keyring,
+            clients: Mutex::default(),
+            greetings: Arc::new(Semaphore::new(GREETINGS)),
+        }
+    }
+
+    /// Has a connection and a token made ready for a repository, in the background. Whatever goes wrong shows when somebody needs it.
+    pub fn greet(self: &Arc<Self>, host: &str, repository: &str) {
+        let Ok(repository) = Repository::at_host(host, repository) else { return };
+        let Ok(permit) = Arc::clone(&self.greetings).try_acquire_owned() else { return };
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let _permit = permit;
+            let greet = async {
+                let client = this.client(&repository).map_err(|error| chain(&error))?;
+                client.greet(&repository).await.map_err(|error| chain(&error))
+            };
+            match tokio::time::timeout(GREETING, greet).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(error, %repository, "registry not ready ahead of its readers")
+                }
+                Err(_) => tracing::debug!(%repository, "registry slow to answer ahead of its readers"),
+            }
+        });
     }
 
     /// The client for a repository.

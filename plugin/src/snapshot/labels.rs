@@ -12,6 +12,8 @@ pub const TARGET: &str = "containerd.io/snapshot.ref";
 pub const IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
 /// Digest of the compressed layer.
 pub const LAYER: &str = "containerd.io/snapshot/cri.layer-digest";
+/// Digests of the layers from this one upwards, separated by commas, as many as fit into a label.
+pub const REST: &str = "containerd.io/snapshot/cri.image-layers";
 /// Digest of the image's manifest.
 pub const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// Bytes of the compressed layer.
@@ -53,6 +55,8 @@ pub struct LayerRequest {
     pub size: Option<u64>,
     /// The index that the client wants used.
     pub index: Option<Digest>,
+    /// This layer and those above it, as far as the client says. Nothing depends on it but what is done ahead.
+    pub rest: Vec<Digest>,
 }
 
 /// Labels that do not say what to load.
@@ -104,6 +108,7 @@ impl LayerRequest {
                 .map(|size| size.parse().map_err(|_| LabelError::NotASize(beginning(size))))
                 .transpose()?,
             index: digest(labels, INDEX)?,
+            rest: labels.get(REST).into_iter().flat_map(|list| list.split(',')).filter_map(sha256).collect(),
         })
     }
 }
@@ -111,10 +116,14 @@ impl LayerRequest {
 fn digest(labels: &Labels, label: &'static str) -> Result<Option<Digest>, LabelError> {
     // An empty label is what clients send for "no particular index".
     let Some(value) = labels.get(label).filter(|value| !value.is_empty()) else { return Ok(None) };
-    match Digest::from_str(value) {
-        Ok(digest) if soci_index::is_sha256(&digest) => Ok(Some(digest)),
-        _ => Err(LabelError::NotADigest { label, value: beginning(value) }),
+    match sha256(value) {
+        Some(digest) => Ok(Some(digest)),
+        None => Err(LabelError::NotADigest { label, value: beginning(value) }),
     }
+}
+
+fn sha256(text: &str) -> Option<Digest> {
+    Digest::from_str(text).ok().filter(soci_index::is_sha256)
 }
 
 fn beginning(text: &str) -> String {
@@ -158,6 +167,8 @@ mod tests {
         let full = request(&[(SIZE, "123"), (INDEX, D)]).unwrap();
         assert_eq!((full.size, full.index.unwrap().to_string()), (Some(123), D.to_owned()));
         assert_eq!(request(&[(INDEX, "")]).unwrap().index, None);
+        let two = format!("{D},nonsense,{D}");
+        assert_eq!(request(&[(REST, &two)]).unwrap().rest.len(), 2);
     }
 
     #[test]

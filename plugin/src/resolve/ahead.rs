@@ -1,0 +1,99 @@
+//! What is done for an image before anybody waits for it, once its index is known: the files of its later layers are made side by side, and its
+//! layers are looked for in the registry. Nothing of this can fail a request: who comes later finds things done, or does them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lazy_layer::LayerKey;
+use oci_registry::Repository;
+use oci_spec::image::Digest;
+
+use super::Resolver;
+use super::index::FoundIndex;
+use crate::telemetry::chain;
+
+/// Layers of an image that are looked at: a label cannot list more, nor can overlayfs stack many more.
+const MAX_LAYERS: usize = 128;
+/// Layers of an image that are looked for at the same time; each costs one small request.
+const LOCATING: usize = 4;
+/// How long the registry may take to say where a layer is. Whoever reads from it then asks again, with a patience of his own.
+const LOCATE_DEADLINE: Duration = Duration::from_secs(10);
+
+// === impl Resolver ===
+
+impl Resolver {
+    /// Starts what can be done for these layers of an image, once for each answer about its index.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        namespace: Option<&str>,
+        repository: &Repository,
+        found: &Arc<FoundIndex>,
+        layers: &[Digest],
+    ) {
+        if !found.begin() {
+            return;
+        }
+        let with_ztoc = |layer: &Digest| {
+            let ztoc = found.index.ztoc_for_layer(layer)?.digest();
+            soci_index::is_sha256(ztoc).then(|| LayerKey { layer: layer.clone(), ztoc: ztoc.clone() })
+        };
+        let keys: Vec<LayerKey> = layers.iter().take(MAX_LAYERS).filter_map(with_ztoc).collect();
+        let located = keys.iter().map(|key| key.layer.clone()).collect();
+        tokio::spawn(Arc::clone(self).locate(repository.clone(), located));
+        if self.options.layers_ahead == 0 {
+            return;
+        }
+        let namespace = namespace.map(str::to_owned);
+        tokio::spawn(Arc::clone(self).make_all(namespace, repository.clone(), Arc::clone(found), keys));
+    }
+
+    /// Makes layer files, and holds those whose Prepare is still to come for as long as one may take.
+    async fn make_all(
+        self: Arc<Self>,
+        namespace: Option<String>,
+        repository: Repository,
+        found: Arc<FoundIndex>,
+        keys: Vec<LayerKey>,
+    ) {
+        let making = keys.into_iter().map(|key| {
+            let (this, found) = (&self, &found);
+            let (namespace, repository) = (namespace.as_deref(), &repository);
+            async move {
+                let Ok(_turn) = this.ahead.acquire().await else { return };
+                if found.is_taken(&key.layer) {
+                    return;
+                }
+                // Why it could not be made, its own Prepare says.
+                if let Ok(layer) = this.layer(namespace, repository, key, Some(Arc::clone(found))).await {
+                    found.hold(layer);
+                }
+            }
+        });
+        let making = futures_util::stream::iter(making).buffer_unordered(self.options.layers_ahead.max(1));
+        making.for_each(|()| std::future::ready(())).await;
+        tokio::time::sleep(self.options.mount_deadline).await;
+        found.let_go();
+    }
+
+    /// Finds out where the layers are: connection, token and redirects are there then, and the first read costs one round trip. Where the
+    /// registry sends the bytes itself, one layer tells for all.
+    async fn locate(self: Arc<Self>, repository: Repository, layers: Vec<Digest>) {
+        let locate = async |layer: &Digest| {
+            let client = self.registries.client(&repository).map_err(|error| chain(&error))?;
+            match tokio::time::timeout(LOCATE_DEADLINE, client.locate_blob(&repository, layer)).await {
+                Ok(located) => located.map_err(|error| chain(&error)),
+                Err(_) => Err(format!("no answer within {LOCATE_DEADLINE:?}")),
+            }
+        };
+        let Some((first, others)) = layers.split_first() else { return };
+        match locate(first).await {
+            Ok(false) => {}
+            Ok(true) => {
+                let all = futures_util::stream::iter(others.iter().map(locate));
+                all.buffer_unordered(LOCATING).for_each(|_| std::future::ready(())).await;
+            }
+            Err(error) => tracing::debug!(error, %repository, "layer not located ahead of its readers"),
+        }
+    }
+}
