@@ -26,6 +26,7 @@ mod e2e {
     mod removal;
     mod restart;
     mod rounds;
+    mod status;
     mod stress;
     mod trees;
 }

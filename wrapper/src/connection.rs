@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::PluginsRequest;
 use soci_proto::daemon::daemon_client::DaemonClient;
-use soci_store::{Containerd, Namespace, StoreError, connect};
+use soci_store::{Containerd, MAX_MESSAGE_SIZE, Namespace, StoreError, connect};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -42,9 +42,16 @@ pub(crate) async fn daemon(
     snapshotter: &str,
 ) -> Result<Option<DaemonClient<Channel>>, Error> {
     match daemon_address(containerd, snapshotter).await {
-        Some(address) => Ok(Some(DaemonClient::new(connect(&address, CONNECT_TIMEOUT)?))),
+        Some(address) => daemon_at(&address).map(Some),
         None => Ok(None),
     }
+}
+
+/// The daemon that listens there; connects with the first call.
+pub(crate) fn daemon_at(address: &Path) -> Result<DaemonClient<Channel>, Error> {
+    let client = DaemonClient::new(connect(address, CONNECT_TIMEOUT)?);
+    // The status of many layers is long.
+    Ok(client.max_decoding_message_size(MAX_MESSAGE_SIZE))
 }
 
 /// Repeats a call that containerd passes on to the snapshotter while containerd cannot reach it, although it listens: it was restarted a
@@ -74,8 +81,9 @@ async fn listens(containerd: &Containerd, snapshotter: &str) -> bool {
     }
 }
 
-/// The daemon's socket: the environment's word, else what containerd's proxy plugin exports, else the default.
-async fn daemon_address(containerd: &Containerd, snapshotter: &str) -> Option<PathBuf> {
+/// The daemon's socket: the environment's word, else what containerd's proxy plugin exports, else the default; `None` where the snapshotter is
+/// one of containerd's own.
+pub(crate) async fn daemon_address(containerd: &Containerd, snapshotter: &str) -> Option<PathBuf> {
     let exported = exported_address(containerd, snapshotter).await.map(PathBuf::from);
     if exported.is_none() && snapshotter != SNAPSHOTTER {
         return None;

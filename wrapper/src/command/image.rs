@@ -8,6 +8,7 @@ mod pull;
 mod push;
 mod remove;
 mod rpull;
+mod status;
 mod tag;
 mod unmount;
 
@@ -41,6 +42,8 @@ enum Command {
     Label(label::Args),
     /// Check existing images to ensure all content is available locally.
     Check(check::Args),
+    /// Show how far the lazily mounted layers of images are.
+    Status(status::Args),
     /// Mount an image to a target path.
     Mount(mount::Args),
     /// Unmount the image from the target.
@@ -59,6 +62,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
         Command::Remove(args) => remove::run(args, context).await,
         Command::Label(args) => label::run(args, context).await,
         Command::Check(args) => check::run(args, context).await,
+        Command::Status(args) => status::run(args, context).await,
         Command::Mount(args) => mount::run(args, context).await,
         Command::Unmount(args) => unmount::run(args, context).await,
     }
