@@ -15,8 +15,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use lazy_layer::Layer;
@@ -35,7 +36,11 @@ pub use probe::ProbeError;
 /// Name of the directory beside `fs`.
 const DIRECTORY: &str = "erofs";
 /// How long an unmount waits for an exchange of the backing file that is under way.
-const UNMOUNT_PATIENCE: Duration = Duration::from_secs(2);
+const EXCHANGE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long it waits for reads that the kernel has begun ahead of readers who have gone.
+const UNMOUNT_PATIENCE: Duration = Duration::from_millis(200);
+/// Stack of the thread that waits for them.
+const STACK: usize = 128 << 10;
 
 /// How the kernel front end behaves.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +68,16 @@ pub struct KernelMount {
     local: AtomicBool,
     /// None once it is unmounted. Held while the backing file is exchanged, which waits for the reads in flight.
     device: Mutex<Option<Device>>,
+}
+
+/// How far an unmount has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounting {
+    /// It is out of sight; users that there may be go on reading, and the last one ends it.
+    Done,
+    /// It is out of sight and nobody uses it, but the kernel waits for what it has begun to read ahead: until that comes, or fails because the
+    /// layer has no source any more.
+    Waits,
 }
 
 /// Where a loop device's bytes come from.
@@ -204,17 +219,32 @@ impl KernelMount {
         !self.local.load(Ordering::Relaxed) && self.layer.is_complete()
     }
 
-    /// Unmounts it; one that is in use is taken out of sight, and goes when its last user does. Blocking.
+    /// Unmounts it; one that is in use is taken out of sight, and goes when its last user does. Blocking, for a few seconds at most.
     ///
     /// # Errors
     /// [`KernelError`] if the kernel refuses; it is still mounted then.
-    pub fn unmount(&self) -> Result<(), KernelError> {
-        erofs::unmount(&self.mount_point).map_err(failed("unmount", &self.mount_point))?;
+    pub fn unmount(&self) -> Result<Unmounting, KernelError> {
+        let (done, ended) = mpsc::channel();
+        let at = self.mount_point.clone();
+        let unmount = move || {
+            // Nobody listens any more if it took long.
+            let _ = done.send(erofs::unmount(&at));
+        };
+        thread::Builder::new()
+            .name("unmount-erofs".into())
+            .stack_size(STACK)
+            .spawn(unmount)
+            .map_err(failed("unmount", &self.mount_point))?;
+        let unmounting = match ended.recv_timeout(UNMOUNT_PATIENCE) {
+            Ok(Ok(())) => Unmounting::Done,
+            Ok(Err(source)) => return Err(failed("unmount", &self.mount_point)(source)),
+            Err(_) => Unmounting::Waits,
+        };
         // With the descriptor the last hold on the device goes, unless a container has one. Who is exchanging the file drops it later.
-        if let Some(mut device) = self.device.try_lock_for(UNMOUNT_PATIENCE) {
+        if let Some(mut device) = self.device.try_lock_for(EXCHANGE_PATIENCE) {
             *device = None;
         }
-        Ok(())
+        Ok(unmounting)
     }
 }
 

@@ -9,7 +9,7 @@ use lazy_layer::{Attachment, Layer, LayerStatus};
 use tokio::task::AbortHandle;
 
 use crate::fuse::{FuseMount, FuseOptions, Unmounted};
-use crate::kernel::{Kernel, KernelMount};
+use crate::kernel::{Kernel, KernelMount, Unmounting};
 use crate::resolve::{Resolution, ResolvedLayer, Resolver};
 use crate::snapshot::{Asked, Attempt, Backend, FrontEnd, LazyMount, LazyRecord};
 use crate::telemetry::chain;
@@ -208,24 +208,25 @@ impl Attached {
 impl LazyMount for MountedLayer {
     fn unmount(self: Box<Self>) -> Result<(), String> {
         let MountedLayer { mount, kernel, source, .. } = *self;
-        if let Some(Attached { mount, leaving }) = kernel {
-            leaving.abort();
-            if let Err(error) = mount.unmount() {
-                std::mem::forget(source);
-                return Err(chain(&error));
+        // Transfers end with the source. Whoever still has a file open goes on reading it: then the source stays as long as the process.
+        let mut source = Some(source);
+        let unmounted = match kernel {
+            Some(Attached { mount, leaving }) => {
+                leaving.abort();
+                mount.unmount().map_err(|error| chain(&error))
             }
-        }
-        match mount.unmount() {
-            // Transfers end with the source.
-            Ok(Unmounted::Gone) => drop(source),
-            // Whoever still has a file open goes on reading it: its source stays as long as the process.
-            Ok(Unmounted::InUse) => std::mem::forget(source),
-            Err(error) => {
-                std::mem::forget(source);
-                return Err(chain(&error));
+            None => Ok(Unmounting::Done),
+        };
+        let unmounted = unmounted.and_then(|unmounting| {
+            if unmounting == Unmounting::Waits {
+                source = None;
             }
+            mount.unmount().map_err(|error| chain(&error))
+        });
+        if unmounted != Ok(Unmounted::Gone) {
+            std::mem::forget(source);
         }
-        Ok(())
+        unmounted.map(|_| ())
     }
 
     fn status(&self) -> LayerStatus {

@@ -35,6 +35,9 @@ pub struct Layers {
 pub struct OverlayOptions {
     /// In a user namespace overlay keeps its own attributes under `user.overlay.` and has to be told.
     pub userxattr: bool,
+    /// overlay keeps an index of hard links unless it is told not to. A layer may be another file system at the next start of its container
+    /// (FUSE, EROFS), which an index does not bear.
+    pub no_index: bool,
 }
 
 // === impl OverlayOptions ===
@@ -44,7 +47,8 @@ impl OverlayOptions {
     #[must_use]
     pub fn of_this_system() -> OverlayOptions {
         let mapping = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        OverlayOptions { userxattr: in_user_namespace(&mapping) }
+        let index = std::fs::read_to_string("/sys/module/overlay/parameters/index").unwrap_or_default();
+        OverlayOptions { userxattr: in_user_namespace(&mapping), no_index: index.trim() == "Y" }
     }
 }
 
@@ -79,6 +83,9 @@ impl Layers {
         if !readonly {
             list.push(format!("workdir={}", self.work.display()));
             list.push(format!("upperdir={}", self.upper.display()));
+            if options.no_index {
+                list.push("index=off".into());
+            }
         }
         let mut lower: Vec<String> = self.lower.iter().map(|path| path.display().to_string()).collect();
         if readonly && lower.len() == 1 {
@@ -108,7 +115,7 @@ mod tests {
             work: "/s/9/work".into(),
             lower: lower.iter().map(PathBuf::from).collect(),
         };
-        let mut list = layers.mounts(OverlayOptions { userxattr });
+        let mut list = layers.mounts(OverlayOptions { userxattr, ..OverlayOptions::default() });
         assert_eq!(list.len(), 1);
         list.remove(0)
     }
@@ -141,6 +148,19 @@ mod tests {
         assert_eq!((mount.kind, mount.options), ("overlay", vec!["lowerdir=/s/1/fs:/s/9/fs".to_owned()]));
         let mount = mounts_of(Kind::Active, &["/s/1/fs"], true, false);
         assert_eq!(mount.options, ["workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/1/fs"]);
+    }
+
+    #[test]
+    fn overlay_keeps_no_index() {
+        let layers = Layers {
+            kind: Kind::Active,
+            lazy: true,
+            upper: "/s/9/fs".into(),
+            work: "/s/9/work".into(),
+            lower: vec!["/s/1/erofs".into()],
+        };
+        let mounts = layers.mounts(OverlayOptions { no_index: true, ..OverlayOptions::default() });
+        assert!(mounts[0].options.contains(&"index=off".to_owned()), "{mounts:?}");
     }
 
     #[test]

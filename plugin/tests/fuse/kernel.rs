@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Advice;
 use soci_snapshotter_grpc::fuse::Unmounted;
+use soci_snapshotter_grpc::kernel::Unmounting;
 use soci_snapshotter_grpc::snapshot::FrontEnd;
 
 use crate::layers::{Fixture, Shown, kernel};
@@ -137,6 +138,24 @@ fn what_cannot_be_fetched_is_an_io_error_and_not_remembered() {
     assert_eq!(fs::read(&path).unwrap_err().raw_os_error(), Some(libc::EIO));
     fixture.blob.gone.store(false, Ordering::Relaxed);
     assert_eq!(fs::read(&path).unwrap().len(), 60000);
+}
+
+#[test]
+fn what_was_read_ahead_for_nobody_does_not_hold_up_an_unmount() {
+    let fixture = Fixture::golden("gnu-gzip6.tgz");
+    let directory = fixture.scratch("snapshots");
+    let mut shown = fixture.show(FrontEnd::KernelOverFuse);
+    fixture.blob.stuck.store(true, Ordering::Relaxed);
+    let file = File::open(shown.at.join("usr/lib/big.txt")).unwrap();
+    rustix::fs::fadvise(&file, 300_000, None, Advice::WillNeed).unwrap();
+    wait_for("the kernel reads ahead", || fixture.layer.status().reads_that_waited > 0);
+    drop(file);
+    let kernel = shown.kernel.take().unwrap();
+    assert_eq!(kernel.unmount().unwrap(), Unmounting::Waits);
+    // It is for nobody, so it may fail.
+    fixture.detach();
+    assert_eq!(shown.fuse.mount.take().unwrap().unmount().unwrap(), Unmounted::Gone);
+    assert_eq!(left_below(&directory), [""; 0]);
 }
 
 #[test]

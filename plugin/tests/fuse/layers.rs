@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -87,7 +87,7 @@ impl BlobSource for Source {
 pub struct Fixture {
     pub layer: Arc<Layer>,
     pub blob: Arc<Blob>,
-    _attachment: Attachment,
+    attachment: Mutex<Option<Attachment>>,
     _store: LayerStore,
     directory: tempfile::TempDir,
 }
@@ -108,7 +108,7 @@ impl Fixture {
         });
         let layer = store.create_layer(&key, ztoc)?;
         let attachment = layer.attach(Arc::new(Source(Arc::clone(&blob))));
-        Ok(Fixture { layer, blob, _attachment: attachment, _store: store, directory })
+        Ok(Fixture { layer, blob, attachment: Mutex::new(Some(attachment)), _store: store, directory })
     }
 
     pub fn golden(name: &str) -> Fixture {
@@ -148,6 +148,11 @@ impl Fixture {
         };
         let at = kernel.as_ref().map_or(fuse.at.as_path(), |kernel| kernel.mount_point()).to_owned();
         Shown { at, kernel, fuse }
+    }
+
+    /// Takes the layer's source away.
+    pub fn detach(&self) {
+        *self.attachment.lock().unwrap() = None;
     }
 
     pub fn scratch(&self, name: &str) -> PathBuf {
