@@ -27,6 +27,8 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$repository/scripts/bench/peer.sh"
 # shellcheck source=scripts/bench/measure.sh
 . "$repository/scripts/bench/measure.sh"
+# shellcheck source=scripts/bench/timeline.sh
+. "$repository/scripts/bench/timeline.sh"
 # shellcheck source=scripts/bench/rows.sh
 . "$repository/scripts/bench/rows.sh"
 
@@ -135,7 +137,12 @@ for ((number = 1; number <= runs; number++)); do
             "row_$row"
         done
     done
-    heading "After $number of $runs runs"
+    heading "After run $number of $runs"
     soci-bench report "$report" --about "$(about)"
 done
+if [[ -n $output_folder && " ${selected[*]} " == *' python '* && " ${systems[*]} " == *' soci '* ]] && has_status; then
+    heading 'One start, by the reason why bytes came'
+    draw_timeline
+    soci-bench report "$report" --about "$(about)" --timeline "$timeline_title" >/dev/null
+fi
 [[ -z $output_folder ]] || { cp -r -- "$report"/. "$output_folder/" && say "written to $output_folder"; }

@@ -70,18 +70,6 @@ measure_again() {
     record "$row" total "$took" bytes $(($(crossed) - before))
 }
 
-# until_silent: nothing has come over the link for three seconds; what is fetched in the background is here.
-until_silent() {
-    local deadline=$((SECONDS + 300)) before now_crossed quiet=0
-    before=$(crossed)
-    while ((quiet < 6 && SECONDS < deadline)); do
-        sleep 0.5
-        now_crossed=$(crossed)
-        if ((now_crossed - before < 4096)); then quiet=$((quiet + 1)); else quiet=0; fi
-        before=$now_crossed
-    done
-}
-
 # keep_logs ROW BEGAN: the daemon's log and what crossed the link since, for who wants to know where the time went. The link's log gets
 # seconds and bytes since BEGAN (of `now`).
 keep_logs() {

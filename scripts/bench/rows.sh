@@ -32,7 +32,7 @@ row_read() {
     execute "$link/python:bench" '^[0-9]' "${find_all[@]}"
     same_for_all files
     measure_again find python '^[0-9]' "${find_all[@]}"
-    until_silent
+    until_complete
     drop_caches
     measure_again read-complete python '^[0-9]' "${read_all[@]}"
     same_for_all bytes
@@ -60,7 +60,7 @@ row_ten() {
         local pulled=$took
         seconds_of at_once "$count" "$reference" "${command[@]}"
         local run=$took
-        until_silent
+        until_complete
         record "containers-$count" pull "$pulled" command "$run" bytes $(($(crossed) - before))
     done
 }

@@ -21,7 +21,7 @@ const COLOURS: [(&str, &str); 8] = [
     ("on demand", "#1f6feb"),
     ("read-ahead", "#2da44e"),
     ("fill", "#bf8700"),
-    ("all", "#1f6feb"),
+    ("start-up trace", "#8250df"),
 ];
 
 /// Bytes that had come by a moment, for one kind of demand after the other.
@@ -146,6 +146,47 @@ impl Timeline {
             .collect();
         Timeline { kinds, points }
     }
+
+    /// From lines of seconds and, behind a tab, the answer of `soci image status --json`. A kind that never came is left out.
+    pub fn sampled(text: &str) -> Timeline {
+        const KINDS: [(&str, &str); 4] = [
+            ("on_demand", "on demand"),
+            ("trace", "start-up trace"),
+            ("read_ahead", "read-ahead"),
+            ("fill", "fill"),
+        ];
+        let mut points = Vec::new();
+        for line in text.lines() {
+            let (seconds, status) = line.split_once('\t').unwrap();
+            let layers: serde_json::Value = serde_json::from_str(status).unwrap();
+            let sum = |kind: &str| -> f64 {
+                let layers = layers.as_array().unwrap().iter();
+                layers.map(|layer| layer["fetched"][kind].as_f64().unwrap()).sum()
+            };
+            points.push((seconds.parse().unwrap(), KINDS.map(|(key, _)| sum(key))));
+        }
+        let last = points.last().map_or([0.0; 4], |(_, bytes)| *bytes);
+        let came = |number: &usize| last[*number] > 0.0;
+        Timeline {
+            kinds: (0..KINDS.len()).filter(came).map(|number| KINDS[number].1.to_owned()).collect(),
+            points: points
+                .into_iter()
+                .map(|(seconds, bytes)| {
+                    (seconds, (0..KINDS.len()).filter(came).map(|number| bytes[number]).collect())
+                })
+                .collect(),
+        }
+    }
+
+    /// As `parse` reads it.
+    pub fn lines(&self) -> String {
+        let mut text = format!("seconds\t{}\n", self.kinds.join("\t"));
+        for (seconds, bytes) in &self.points {
+            let bytes: Vec<String> = bytes.iter().map(f64::to_string).collect();
+            writeln!(text, "{seconds}\t{}", bytes.join("\t")).unwrap();
+        }
+        text
+    }
 }
 
 #[cfg(test)]
@@ -162,6 +203,23 @@ mod tests {
             .collect();
         assert_eq!(widths, ["420.0", "105.0"]);
         assert!(svg.contains("node: prints its version") && svg.contains("2.5 s"));
+    }
+
+    #[test]
+    fn samples_become_a_timeline() {
+        let status = |on_demand, fill| {
+            let layer = |part| {
+                format!(
+                    r#"{{"fetched":{{"on_demand":{on_demand},"read_ahead":0,"trace":0,"fill":{}}}}}"#,
+                    fill / part
+                )
+            };
+            format!("[{},{}]", layer(1), layer(2))
+        };
+        let samples = format!("0.1\t{}\n0.25\t{}\n", status(1, 0), status(5, 20));
+        let timeline = Timeline::sampled(&samples);
+        assert_eq!(timeline.lines(), "seconds\ton demand\tfill\n0.1\t2\t0\n0.25\t10\t30\n");
+        assert_eq!(Timeline::parse(&timeline.lines()), timeline);
     }
 
     #[test]

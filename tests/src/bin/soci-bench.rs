@@ -56,6 +56,11 @@ enum Tool {
         /// The file
         file: PathBuf,
     },
+    /// Print what `report` makes a picture of
+    Timeline {
+        /// Lines of seconds and, behind a tab, the answer of `soci image status --json`
+        samples: PathBuf,
+    },
     /// Write table.md and the charts, and print the table
     Report {
         /// Folder with results.tsv and, if there is one, timeline.tsv; gets what is written, too
@@ -80,6 +85,10 @@ fn main() {
         Tool::Files { count, bytes, name } => {
             let to = std::io::BufWriter::new(std::io::stdout().lock());
             files::write(count, bytes, name.as_deref(), to).expect("cannot write");
+        }
+        Tool::Timeline { samples } => {
+            let samples = fs::read_to_string(samples).expect("cannot read the samples");
+            print!("{}", Timeline::sampled(&samples).lines());
         }
         Tool::Report { folder, about, timeline } => report(&folder, &about, &timeline),
         Tool::Probe { readers, file } => {

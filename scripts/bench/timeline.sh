@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# Sourced. One start, looked at while it goes on: what came, and why. Not among the starts that are measured: looking costs time.
+
+timeline_title=''
+
+# has_status: does `soci` say how far layers are?
+has_status() { soci image status --help >/dev/null 2>&1; }
+
+# draw_timeline: python with the kernel front end, until everything is here; the report makes a picture of it.
+draw_timeline() {
+    local reference=$link/python:bench began sampler
+    become soci
+    number=0
+    cold
+    quietly pull "$reference"
+    began=$(now)
+    sample_status "$began" >"$logs/timeline.samples" &
+    sampler=$!
+    execute "$reference" '^pandas [0-9]' python3 -c 'import numpy, scipy.stats, pandas; print("pandas", pandas.__version__)'
+    timeline_title="python: bytes after the pull, by the reason why they came; the command ended after $(since "$began") s"
+    until_complete
+    kill "$sampler" 2>/dev/null
+    wait "$sampler" 2>/dev/null || true
+    soci-bench timeline "$logs/timeline.samples" >"$report/timeline.tsv"
+}
+
+# sample_status BEGAN: again and again a line: seconds since BEGAN, a tab, and the daemon's answer.
+sample_status() {
+    local status
+    while status=$(soci image status --json 2>/dev/null | tr -d '\n'); do
+        printf '%s\t%s\n' "$(awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.3f", b - a }')" "$status"
+        sleep 0.1
+    done
+}
+
+# until_complete: every layer is here and checked, as far as there is anything that fetches it; else until nothing moves.
+until_complete() {
+    local deadline=$((SECONDS + 300))
+    if [[ $system == soci* ]] && has_status; then
+        while soci image status --json | grep -q '"state": "incomplete"' && ((SECONDS < deadline)) && ! silent; do :; done
+        return
+    fi
+    until ((SECONDS >= deadline)) || silent; do :; done
+}
+
+# silent: nothing has come over the link for three seconds.
+silent() {
+    local before
+    before=$(crossed)
+    sleep 3
+    (($(crossed) - before < 4096))
+}
