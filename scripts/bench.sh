@@ -52,7 +52,7 @@ a link of a given length and width, all in a scratch folder. Prints the medians 
   --binaries DIR      use soci, soci-snapshotter-grpc and soci-bench from there instead of building them
 
 If SOCI_PEER_BIN names a folder with the two programs of the Go project, they are measured, too; SOCI_PEER_PULL is the
-command that pulls an image for them; the image's name is put behind it (default: SOCI_PEER_BIN/soci image rpull).
+command that pulls an image for them; the image's name is put behind it (default: nerdctl pull).
 END
 }
 

@@ -10,9 +10,11 @@ start_peer() {
     wait_for 15 'soci-snapshotter-grpc of SOCI_PEER_BIN' test -S "$scratch/soci/soci-snapshotter-grpc.sock"
 }
 
-# peer_pull REFERENCE: as its users do it.
+# peer_pull REFERENCE: as its users do it. What nerdctl has to know about this stack is in a file that it finds by itself.
 peer_pull() {
     local -a command
-    read -ra command <<<"${SOCI_PEER_PULL:-$SOCI_PEER_BIN/soci image rpull}"
-    SSL_CERT_FILE=$scratch/tls/ca.pem "${command[@]}" "$1"
+    printf '%s\n' "address = \"$CONTAINERD_ADDRESS\"" "namespace = \"$namespace\"" 'snapshotter = "soci"' \
+        "hosts_dir = [\"$scratch/hosts\"]" "data_root = \"$scratch/nerdctl\"" >"$scratch/nerdctl.toml"
+    read -ra command <<<"${SOCI_PEER_PULL:-nerdctl pull}"
+    NERDCTL_TOML=$scratch/nerdctl.toml SSL_CERT_FILE=$scratch/tls/ca.pem "${command[@]}" "$1"
 }

@@ -4,13 +4,15 @@
 link=''  # host:port of the registry as the systems see it, once it runs
 system='' # the one that is being measured: overlayfs, soci, soci-fuse (without the kernel front end) or upstream
 
-# start_slow_registry: the registry, its certificate, the link in front of it, and what clients have to know to trust it.
+# start_slow_registry: the registry, its certificate, the link in front of it, and what clients have to know to trust it. The link has
+# an address of this machine that is not loopback, which some clients treat in a way of its own; it serves this machine alone.
 start_slow_registry() {
     local tls=$scratch/tls address
+    address=$(hostname -I | cut -d ' ' -f 1)
     mkdir -p "$tls"
-    bench_certificates "$tls" >"$scratch/openssl.log" 2>&1 || die 'openssl cannot make certificates'
+    bench_certificates "$tls" 127.0.0.1 "${address:=127.0.0.1}" >"$scratch/openssl.log" 2>&1 || die 'openssl cannot make certificates'
     start_registry "$tls/registry.pem" "$tls/registry.key"
-    link=127.0.0.1:$(free_port)
+    link=$address:$(free_port)
     start link soci-bench link --listen "$link" --to "$registry" --round-trip "$round_trip" --megabits "$megabits" --log "$scratch/link.tsv"
     wait_for 15 'the link' link_answers
     for address in "$registry" "$link"; do
@@ -21,12 +23,12 @@ start_slow_registry() {
 
 link_answers() { (exec 3<>"/dev/tcp/${link%:*}/${link#*:}"); }
 
-# bench_certificates FOLDER: an authority of our own (ca.pem) and the registry's certificate (registry.pem, registry.key).
+# bench_certificates FOLDER ADDRESS ADDRESS: an authority of our own (ca.pem) and the registry's certificate (registry.pem, registry.key).
 bench_certificates() {
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj '/CN=soci bench' \
         -keyout "$1/ca.key" -out "$1/ca.pem" &&
         openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj '/CN=registry' -keyout "$1/registry.key" -out "$1/registry.csr" &&
-        printf 'subjectAltName = IP:127.0.0.1\n' >"$1/extensions" &&
+        printf 'subjectAltName = IP:%s, IP:%s\n' "$2" "$3" >"$1/extensions" &&
         openssl x509 -req -in "$1/registry.csr" -CA "$1/ca.pem" -CAkey "$1/ca.key" -CAcreateserial -days 2 \
             -extfile "$1/extensions" -out "$1/registry.pem"
 }
@@ -43,7 +45,7 @@ publish() {
     quietly ctr image import --no-unpack "$1"
     quietly ctr image tag --force "docker.io/library/$2:bench" "$reference"
     quietly soci image push --hosts-dir "$scratch/hosts" --platform linux/amd64 "$reference"
-    quietly soci create "$reference"
+    quietly soci create --min-layer-size 0 "$reference"
     quietly soci push --hosts-dir "$scratch/hosts" "$reference"
     remove_images
 }

@@ -128,7 +128,7 @@ impl Rate {
 // === impl Link ===
 
 impl Link {
-    /// Listens on `listen` and forwards every connection to `target`, until the process ends.
+    /// Listens on `listen` and forwards every connection from this machine to `target`, until the process ends.
     ///
     /// # Errors
     /// The address cannot be listened on.
@@ -141,6 +141,9 @@ impl Link {
             for client in listener.incoming() {
                 let began = Instant::now();
                 let joined = client.and_then(|client| {
+                    if client.peer_addr()?.ip() != client.local_addr()?.ip() {
+                        return Err(io::Error::other("a client on another machine is not served"));
+                    }
                     let server = TcpStream::connect(target)?;
                     join(client, server, shape, &line, &counts, began)
                 });
