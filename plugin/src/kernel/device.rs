@@ -109,3 +109,71 @@ fn was_faster(error: &io::Error) -> bool {
     [Errno::BUSY, Errno::NXIO, Errno::NODEV].iter().any(|errno| number == Some(errno.raw_os_error()))
         || error.kind() == io::ErrorKind::NotFound
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+
+    fn backing(folder: &Path) -> File {
+        fs::write(folder.join("file"), [7; 4096]).unwrap();
+        File::open(folder.join("file")).unwrap()
+    }
+
+    #[test]
+    fn many_at_the_same_time_get_one_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, start) = (backing(folder.path()), Barrier::new(24));
+        let devices: Vec<Device> = thread::scope(|scope| {
+            let one = || {
+                start.wait();
+                Device::over(&file).unwrap()
+            };
+            let threads: Vec<_> = (0..24).map(|_| scope.spawn(one)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let numbers: HashSet<_> = devices.iter().map(|device| device.device.number().unwrap()).collect();
+        assert_eq!(numbers.len(), 24);
+        for device in &devices {
+            assert!(device.backing().unwrap().read_only);
+            assert_eq!(fs::read(device.path()).unwrap(), [7; 4096]);
+        }
+        // Closing is all that it takes to let go.
+        drop(devices);
+        for number in numbers {
+            let name = format!("/sys/dev/block/{}:{}/loop/backing_file", number.0, number.1);
+            let still_ours =
+                fs::read_to_string(name).is_ok_and(|path| path.contains(folder.path().to_str().unwrap()));
+            assert!(!still_ours, "{number:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_missing_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::over(&backing(folder.path())).unwrap();
+        let number = device.path().to_str().unwrap().trim_start_matches("/dev/loop").parse().unwrap();
+        let path = folder.path().join("node");
+        let made = open(&path, number).unwrap();
+        assert_eq!(made.number().unwrap(), device.device.number().unwrap());
+        assert_eq!(fs::read(&path).unwrap(), [7; 4096]);
+    }
+
+    #[test]
+    fn the_file_can_be_exchanged_for_one_of_the_same_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::over(&backing(folder.path())).unwrap();
+        let other = |name: &str, length| {
+            fs::write(folder.path().join(name), vec![9; length]).unwrap();
+            File::open(folder.path().join(name)).unwrap()
+        };
+        device.change(&other("longer", 8192)).unwrap_err();
+        device.change(&other("same", 4096)).unwrap();
+        let same = std::os::unix::fs::MetadataExt::ino(&fs::metadata(folder.path().join("same")).unwrap());
+        assert_eq!(device.backing().unwrap().inode, same);
+        assert_eq!(fs::read(device.path()).unwrap(), [9; 4096]);
+    }
+}
