@@ -29,6 +29,8 @@ use crate::snapshot::FrontEnd;
 mod device;
 mod erofs;
 mod probe;
+#[cfg(test)]
+mod tests;
 
 use device::Device;
 pub use probe::ProbeError;
@@ -206,12 +208,17 @@ impl KernelMount {
         let Some(device) = device.as_ref().filter(|_| self.may_leave()) else {
             return Ok(false);
         };
+        self.exchange(device)?;
+        Ok(true)
+    }
+
+    fn exchange(&self, device: &Device) -> Result<(), KernelError> {
         let path = self.layer.path();
         let file = File::open(&path).map_err(failed("open", &path))?;
         device.change(&file).map_err(failed("put the local file under", &self.mount_point))?;
         self.local.store(true, Ordering::Relaxed);
         suit_a_disk(device, self.options);
-        Ok(true)
+        Ok(())
     }
 
     /// A container may be given no byte of the file itself before all of it was checked.

@@ -1,0 +1,99 @@
+//! The exchange itself, on a layer all of whose bytes are here: whether they were checked as a whole is asked before it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::ops::Range;
+use std::str::FromStr as _;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use lazy_layer::{BlobSource, LayerKey, LayerStore, SourceError, StoreOptions};
+use oci_spec::image::Digest;
+use sha2::{Digest as _, Sha256};
+use ztoc::CompressedOffset;
+
+use super::*;
+use crate::fuse::{FuseOptions, Unmounted};
+
+#[derive(Debug)]
+struct Blob(Bytes);
+
+impl BlobSource for Blob {
+    fn read(&self, range: Range<CompressedOffset>) -> BoxFuture<'static, Result<Bytes, SourceError>> {
+        let bytes = self.0.slice(range.start.0 as usize..range.end.0 as usize);
+        Box::pin(std::future::ready(Ok(bytes)))
+    }
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)).unwrap()
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Digest::from_str(&format!("sha256:{hex}")).unwrap()
+}
+
+/// Every regular file below a directory.
+fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut found, mut open) = (BTreeMap::new(), vec![root.to_owned()]);
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
+            if kind.is_dir() {
+                open.push(path);
+            } else if kind.is_file() {
+                let content = fs::read(&path).unwrap();
+                found.insert(path, content);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn readers_go_on_when_fuse_has_gone() {
+    let root = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = LayerStore::open(StoreOptions::new(root.path()), runtime.handle().clone()).unwrap();
+    let (blob, ztoc) = (golden("layers/gnu-gzip6.tgz"), golden("ztoc/head/gnu-gzip6.s65536.ztoc"));
+    let key = LayerKey { layer: digest(&blob), ztoc: digest(&ztoc) };
+    let layer = store.create_layer(&key, &ztoc).unwrap();
+    let source = layer.attach(Arc::new(Blob(blob.into())));
+    let at = root.path().join("snapshots/1/fs");
+    fs::create_dir_all(&at).unwrap();
+    let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
+    let fuse = FuseMount::mount(Arc::clone(&layer), &at, options).unwrap();
+    let options = KernelOptions { read_ahead_kib: 128, local_read_ahead_kib: 512 };
+    let mount = Kernel { options }.attach(&layer, &at).unwrap();
+
+    let mut early = File::open(mount.mount_point().join("usr/lib/rand")).unwrap();
+    let before = contents(mount.mount_point());
+    assert!(before.len() > 5);
+    io::copy(&mut File::open(FuseMount::layer_file(&at)).unwrap(), &mut io::sink()).unwrap();
+    assert_eq!(layer.status().spans_present, layer.status().spans);
+    // Bytes that nobody checked as a whole stay behind FUSE.
+    if !layer.is_complete() {
+        assert!(!mount.leave_fuse().unwrap());
+        assert_eq!(mount.front_end(), FrontEnd::KernelOverFuse);
+    }
+    mount.exchange(mount.device.lock().as_ref().unwrap()).unwrap();
+    assert_eq!(mount.front_end(), FrontEnd::Local);
+    drop(source);
+    assert_eq!(fuse.unmount().unwrap(), Unmounted::Gone);
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+
+    let mut rand = Vec::new();
+    early.read_to_end(&mut rand).unwrap();
+    assert_eq!(rand, before[&mount.mount_point().join("usr/lib/rand")]);
+    assert_eq!(contents(mount.mount_point()), before);
+    let device = mount.device.lock().as_ref().unwrap().backing().unwrap();
+    let local = fs::metadata(layer.path()).unwrap();
+    assert_eq!((device.device, device.inode), (split(local.dev()), local.ino()));
+    assert!(!device.direct_io);
+    drop(early);
+    assert_eq!(mount.unmount().unwrap(), Unmounting::Done);
+    assert_eq!(fs::read_dir(at.with_file_name("erofs")).unwrap().count(), 0);
+}
