@@ -36,6 +36,9 @@ pub struct Args {
     /// Directory for snapshots and layers
     #[arg(long, env = "SOCI_SNAPSHOTTER_ROOT", default_value = DEFAULT_ROOT, value_name = "DIR", global = true)]
     pub root: PathBuf,
+    /// Stay as a supervisor that starts the daemon, and starts it again when it dies; for systems without systemd
+    #[arg(long)]
+    pub supervise: bool,
     /// What to do instead of serving
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -47,6 +50,9 @@ pub enum Command {
     /// Print configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Hold descriptors for a daemon; started by it
+    #[command(name = crate::keeper::client::COMMAND, hide = true)]
+    KeepDescriptors,
 }
 
 /// Which configuration to print.
@@ -103,7 +109,7 @@ impl Args {
 fn with_two_dashes(argument: OsString) -> OsString {
     let long = argument.to_str().and_then(|text| text.strip_prefix('-')).is_some_and(|rest| {
         let name = rest.split_once('=').map_or(rest, |(name, _)| name);
-        ["address", "config", "log-level", "root", "version", "help"].contains(&name)
+        ["address", "config", "log-level", "root", "supervise", "version", "help"].contains(&name)
     });
     if !long {
         return argument;

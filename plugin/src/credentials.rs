@@ -1,11 +1,15 @@
 //! Who we are to a registry: what rpull handed over, else what docker's configuration says. In memory only, never shown.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use oci_registry::{CredentialSource, Credentials};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::keeper::Keeper;
 
 /// Repositories that are remembered at most; the one that was handed over first is forgotten first.
 const MAX_ENTRIES: usize = 4096;
@@ -14,6 +18,8 @@ const MAX_ENTRIES: usize = 4096;
 #[derive(Debug, Default)]
 pub struct Keyring {
     entries: Mutex<Entries>,
+    /// Has a copy for the next daemon.
+    keeper: Option<Keeper>,
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +37,17 @@ pub struct Handed {
     pub plain_http: bool,
     /// With TLS, whatever the certificate.
     pub skip_verify: bool,
+}
+
+/// An entry as the keeper has it.
+#[derive(Serialize, Deserialize)]
+struct KeptEntry<'a> {
+    host: Cow<'a, str>,
+    repository: Cow<'a, str>,
+    /// User name and secret.
+    login: Option<(Cow<'a, str>, Cow<'a, str>)>,
+    plain_http: bool,
+    skip_verify: bool,
 }
 
 /// [`Handed`], and for what.
@@ -51,8 +68,59 @@ pub struct FromKeyring(pub Arc<Keyring>);
 // === impl Keyring ===
 
 impl Keyring {
-    /// Remembers; what was known of this repository before is forgotten.
+    /// One that goes on with what `keeper` kept of an earlier one.
+    #[must_use]
+    pub fn kept(keeper: Keeper, kept: Option<&[u8]>) -> Keyring {
+        let keyring = Keyring { keeper: Some(keeper), ..Keyring::default() };
+        keyring.restore(kept.unwrap_or(b"[]"));
+        keyring
+    }
+
+    /// What is not understood was written by another version, and is forgotten.
+    fn restore(&self, kept: &[u8]) {
+        for entry in serde_json::from_slice::<Vec<KeptEntry<'_>>>(kept).unwrap_or_default() {
+            let credentials =
+                entry.login.map(|(name, secret)| Credentials::new(name.into_owned(), secret.into_owned()));
+            self.remember(HandedOver {
+                host: entry.host.into_owned(),
+                repository: entry.repository.into_owned(),
+                handed: Handed { credentials, plain_http: entry.plain_http, skip_verify: entry.skip_verify },
+            });
+        }
+    }
+
+    /// Remembers; what was known of this repository before is forgotten. Blocking, for moments: the keeper is told.
     pub fn add(&self, new: HandedOver) {
+        let same = self.get(&new.host, &new.repository).as_ref() == Some(&new.handed);
+        self.remember(new);
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| !same) {
+            keeper.keep_secrets(|| self.to_bytes());
+        }
+    }
+
+    /// For [`Keyring::kept`].
+    fn to_bytes(&self) -> Vec<u8> {
+        let entries = self.entries.lock();
+        let mut sorted: Vec<_> = entries.by_repository.iter().collect();
+        // The first that was handed over is the first that is forgotten, in the next life too.
+        sorted.sort_by_key(|(_, (number, _))| *number);
+        let kept: Vec<KeptEntry<'_>> = sorted
+            .into_iter()
+            .map(|((host, repository), (_, handed))| KeptEntry {
+                host: host.into(),
+                repository: repository.into(),
+                login: handed
+                    .credentials
+                    .as_ref()
+                    .map(|login| (login.username.as_str().into(), login.secret.as_str().into())),
+                plain_http: handed.plain_http,
+                skip_verify: handed.skip_verify,
+            })
+            .collect();
+        serde_json::to_vec(&kept).unwrap_or_default()
+    }
+
+    fn remember(&self, new: HandedOver) {
         let mut entries = self.entries.lock();
         entries.count = entries.count.wrapping_add(1);
         let number = entries.count;
@@ -105,6 +173,21 @@ mod tests {
         assert_eq!(source.credentials("h:5000", "a/c").await, None);
         assert_eq!(source.credentials("h", "a/b").await, None);
         assert!(!format!("{keyring:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn what_was_kept_comes_back() {
+        let keyring = Keyring::default();
+        keyring.add(entry("h:5000", "a/b", "hunter2"));
+        let handed = Handed { plain_http: true, ..Handed::default() };
+        keyring.add(HandedOver { host: "h".into(), repository: "r".into(), handed: handed.clone() });
+        let again = Keyring::default();
+        again.restore(&keyring.to_bytes());
+        assert_eq!(again.get("h", "r"), Some(handed));
+        let login = again.get("h:5000", "a/b").unwrap().credentials.unwrap();
+        assert_eq!(login.secret, "hunter2");
+        again.restore(b"nonsense");
+        assert!(again.get("h", "r").is_some());
     }
 
     #[test]

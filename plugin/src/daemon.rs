@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,29 +12,32 @@ use std::time::Duration;
 
 use lazy_layer::{LayerStore, StoreOptions};
 use oci_registry::{Chain, ClientOptions, CredentialSource, DockerConfig, HostOptions};
+use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
 mod lazy;
 mod metrics;
-mod notify;
 mod socket;
+mod supervise;
 
+use crate::adopt::{self, AdoptError};
 use crate::args::{Args, Command, ConfigCommand};
 use crate::config::{Config, LoadError, count, or};
 use crate::credentials::{FromKeyring, Keyring};
 use crate::fuse::FuseOptions;
 use crate::grpc::{OwnService, SnapshotsService};
+use crate::keeper::{self, Keeper};
 use crate::kernel::{Kernel, KernelOptions};
+use crate::notify::notify;
 use crate::resolve::{self, Registries, Resolver};
 use crate::snapshot::overlay::OverlayOptions;
-use crate::snapshot::{self, SnapshotError, Snapshotter};
+use crate::snapshot::{self, Slot, SnapshotError, Snapshotter};
 use crate::telemetry;
 use crate::unpack::{self, Unpacker};
 use lazy::{LazyBackend, Mounting};
 use metrics::Endpoint;
-use notify::notify;
 use socket::Socket;
 pub use socket::SocketError;
 
@@ -91,6 +95,15 @@ pub enum DaemonError {
         /// Why.
         source: io::Error,
     },
+    /// What the service manager passed.
+    #[error("failed to take what the service manager passed")]
+    Adopt(#[from] AdoptError),
+    /// Supervising the daemon failed.
+    #[error("failed to supervise the daemon")]
+    Supervise(#[source] io::Error),
+    /// The keeper process could not begin.
+    #[error("failed to keep descriptors")]
+    Keep(#[source] io::Error),
     /// Serving failed.
     #[error("failed to serve")]
     Serve(#[source] tonic::transport::Error),
@@ -107,7 +120,7 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(io::stderr(), "soci-snapshotter-grpc: {}", telemetry::chain(&error));
             ExitCode::FAILURE
@@ -115,41 +128,50 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<(), DaemonError> {
+fn run(args: &Args) -> Result<ExitCode, DaemonError> {
     let (file, asked_for) = args.config_file();
     match args.command {
         Some(Command::Config(ConfigCommand::Default)) => return print(&Config::default()),
         Some(Command::Config(ConfigCommand::Dump)) => return print(&Config::load(file, asked_for)?),
+        Some(Command::KeepDescriptors) => {
+            return keeper::process::main(&args.root).map(|()| ExitCode::SUCCESS).map_err(DaemonError::Keep);
+        }
+        None if args.supervise => return supervise::supervise(args),
         None => {}
     }
+    // Before there are threads and descriptors of our own.
+    let inherited = adopt::inherited()?;
+    adopt::keep_to_ourselves();
     let config = Config::load(file, asked_for)?;
     // Only a program that embeds this one has a subscriber already.
     let _ = telemetry::init(args.log_level);
     let runtime = Runtime::new().map_err(DaemonError::Runtime)?;
-    let result = runtime.block_on(serve(args, &config));
+    let result = runtime.block_on(serve(args, &config, inherited));
     // What still runs waits for a registry, and nobody waits for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+    result.map(|()| ExitCode::SUCCESS)
 }
 
-fn print(config: &Config) -> Result<(), DaemonError> {
+fn print(config: &Config) -> Result<ExitCode, DaemonError> {
     // A reader that went away is no failure.
     let _ = io::stdout().write_all(config.to_toml(false).as_bytes());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(args: &Args, config: &Config) -> Result<(), DaemonError> {
+async fn serve(args: &Args, config: &Config, inherited: Vec<(String, OwnedFd)>) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
-    let socket = Socket::open(&args.address)?;
+    let (kept, sockets): (Vec<_>, Vec<_>) = inherited.into_iter().partition(|(name, _)| Keeper::owns(name));
+    let socket = Socket::open(&args.address, sockets.into_iter().map(|(_, socket)| socket).collect())?;
     let remove = socket.remove_later();
     if config.general.disable_verification {
         tracing::warn!("disable_verification is ignored: what a container reads is always verified");
     }
-    let parts = compose(&args.root, config)?;
+    let parts = compose(&args.root, config, kept)?;
     let metrics = open_metrics(config).await?;
     let restored = parts.snapshotter.restore().await.map_err(DaemonError::Snapshots)?;
     if restored != snapshot::Restored::default() {
         tracing::info!(
+            resumed = restored.resumed,
             cleared = restored.cleared,
             mounted = restored.mounted,
             missing = restored.missing,
@@ -175,14 +197,14 @@ async fn serve(args: &Args, config: &Config) -> Result<(), DaemonError> {
     notify("READY=1");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %args.root.display(), "soci-snapshotter-grpc successfully started");
 
-    let served = tokio::select! {
-        name = signals.next() => {
-            tracing::info!(signal = name, "received signal; shutting down");
-            Ok(())
+    let (end, served) = tokio::select! {
+        end = signals.next() => {
+            tracing::info!(signal = end.signal(), "received signal; shutting down");
+            (end, Ok(()))
         }
         ended = &mut server => match ended {
-            Ok(Err(error)) => Err(DaemonError::Serve(error)),
-            Ok(Ok(())) | Err(_) => Ok(()),
+            Ok(Err(error)) => (End::HandOver, Err(DaemonError::Serve(error))),
+            Ok(Ok(())) | Err(_) => (End::HandOver, Ok(())),
         },
     };
     notify("STOPPING=1");
@@ -196,13 +218,21 @@ async fn serve(args: &Args, config: &Config) -> Result<(), DaemonError> {
     if drained.await.is_err() {
         tracing::warn!("requests are still under way; going all the same");
     }
+    if end == End::HandOver && parts.keeper.keeps() {
+        parts.settle().await;
+        if let Err(error) = &served {
+            tracing::error!(error = telemetry::chain(error), "handing over after a failure");
+        }
+        tracing::info!("layers stay mounted for the next daemon");
+        // Nothing may be dropped: whoever drops a request that waits answers it with an error.
+        std::process::exit(i32::from(served.is_err()));
+    }
     if tokio::time::timeout(config.drain_deadline(), parts.snapshotter.unmount_all()).await.is_err() {
         tracing::warn!("layers are still mounted; the next start clears them");
     }
-    let layers = Arc::clone(&parts.layers);
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || layers.close()).await {
-        tracing::warn!(error = telemetry::chain(&error), "layers will be checked again at the next start");
-    }
+    parts.settle().await;
+    let keeper = parts.keeper.clone();
+    let _ = tokio::task::spawn_blocking(move || keeper.end()).await;
     served
 }
 
@@ -222,9 +252,24 @@ struct Parts {
     keyring: Arc<Keyring>,
     registries: Arc<Registries>,
     layers: Arc<LayerStore>,
+    keeper: Keeper,
 }
 
-fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
+impl Parts {
+    /// Brings layer files to the disk, so that the next start need not check them.
+    async fn settle(&self) {
+        let layers = Arc::clone(&self.layers);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || layers.close()).await {
+            tracing::warn!(
+                error = telemetry::chain(&error),
+                "layers will be checked again at the next start"
+            );
+        }
+    }
+}
+
+/// `kept` is what the service manager kept of an earlier life.
+fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result<Parts, DaemonError> {
     let system = |operation, path: &Path| {
         let path = path.to_owned();
         move |source| DaemonError::System { operation, path, source }
@@ -239,7 +284,8 @@ fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
     }
     raise_descriptor_limit();
 
-    let keyring = Arc::new(Keyring::default());
+    let (keeper, kept) = Keeper::open(root, kept);
+    let keyring = Arc::new(Keyring::kept(keeper.clone(), kept.secrets.as_deref()));
     let registries = Arc::new(Registries::new(client_options(config, &keyring), Arc::clone(&keyring)));
     let address = Path::new(&config.content_store.containerd_address);
     let channel =
@@ -274,6 +320,8 @@ fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
             kernel,
             attach_deadline: config.attach_deadline(),
         },
+        keeper: keeper.clone(),
+        kept: Mutex::new((0..).map(Slot).zip(kept.mounts).collect()),
     };
     let options = snapshot::Options {
         min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
@@ -282,7 +330,7 @@ fn compose(root: &Path, config: &Config) -> Result<Parts, DaemonError> {
         overlay,
     };
     let snapshotter = Snapshotter::open(root, options, Arc::new(backend)).map_err(DaemonError::Snapshots)?;
-    Ok(Parts { snapshotter, keyring, registries, layers })
+    Ok(Parts { snapshotter, keyring, registries, layers, keeper })
 }
 
 /// Whether layers are mounted above FUSE; why not is said here, once.
@@ -389,6 +437,25 @@ fn check_overlay(root: &Path) -> io::Result<()> {
     mounted.and(removed)
 }
 
+/// How the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Everything stays mounted, for a successor. Without a keeper that is not possible, and everything is unmounted.
+    HandOver,
+    /// Nothing is left.
+    Unmount,
+}
+
+impl End {
+    /// What asks for it.
+    fn signal(self) -> &'static str {
+        match self {
+            End::HandOver => "terminated",
+            End::Unmount => "interrupt",
+        }
+    }
+}
+
 /// What makes the daemon stop.
 struct Signals {
     interrupt: Signal,
@@ -405,10 +472,10 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> End {
         tokio::select! {
-            _ = self.interrupt.recv() => "interrupt",
-            _ = self.terminate.recv() => "terminated",
+            _ = self.interrupt.recv() => End::Unmount,
+            _ = self.terminate.recv() => End::HandOver,
         }
     }
 }

@@ -26,7 +26,7 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Asked, Attempt, Backend, FrontEnd, LazyMount};
+pub use backend::{Asked, Attempt, Backend, FrontEnd, KeptLayer, LazyMount, Sight, Slot};
 pub use clean::CleanError;
 pub use outcomes::{Outcome, Outcomes, Setback};
 pub use record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};

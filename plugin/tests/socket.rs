@@ -63,20 +63,25 @@ impl Daemon {
         containerd_client::connect(self.folder.join("s.sock")).await.unwrap()
     }
 
-    /// Ends it as a service manager would.
+    /// Ends it with everything that it keeps.
     fn stop(mut self) -> Duration {
         let start = Instant::now();
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert!(self.child.wait().unwrap().success());
+        assert!(self.end());
         start.elapsed()
+    }
+
+    fn end(&mut self) -> bool {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let told = rustix::process::kill_process(pid, rustix::process::Signal::INT).is_ok();
+        told && self.child.wait().unwrap().success()
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if self.child.try_wait().unwrap().is_none() {
+            self.end();
+        }
     }
 }
 

@@ -90,11 +90,14 @@ impl Containerd {
 
     /// containerd's own client.
     pub fn ctr(&self, arguments: &[&str]) -> Said {
-        say(Command::new("ctr")
-            .arg("--address")
-            .arg(self.socket())
-            .args(["--namespace", &self.namespace])
-            .args(arguments))
+        say(&mut self.ctr_command(arguments))
+    }
+
+    /// The same, to be started.
+    pub fn ctr_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.socket()).args(["--namespace", &self.namespace]).args(arguments);
+        command
     }
 
     /// Ends containers and their shims, whether containerd runs or not, and what they keep outside the folder.
@@ -151,14 +154,14 @@ pub fn other(namespace: &str) -> String {
     format!("{namespace}.other")
 }
 
-fn kill(process: i32) {
+pub(crate) fn kill(process: i32) {
     if let Some(pid) = Pid::from_raw(process) {
         kill_process(pid, Signal::KILL).ok();
     }
 }
 
 /// Processes whose arguments are as wanted.
-fn processes(wanted: impl Fn(&[String]) -> bool) -> Vec<i32> {
+pub(crate) fn processes(wanted: impl Fn(&[String]) -> bool) -> Vec<i32> {
     let all = fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::containerd::{kill, processes};
 use crate::process::{Process, Said, say};
 
 /// Where the programs under test are: beside the test's own folder in cargo's target, or where `SOCI_BINARIES` says.
@@ -74,6 +75,22 @@ impl Daemon {
         if let Some(mut process) = self.process.take() {
             let status = process.stop(signal);
             assert!(status.is_some() || signal == Signal::KILL, "the daemon did not end after {signal:?}");
+        }
+    }
+
+    /// Processes that hold descriptors for this daemon.
+    pub fn keepers(&self) -> Vec<i32> {
+        let root = self.root();
+        processes(|words| {
+            words.iter().any(|word| word == "keep-descriptors")
+                && words.iter().any(|word| Path::new(word) == root)
+        })
+    }
+
+    /// Ends them, and with them every mount that no daemon serves.
+    pub fn end_keepers(&self) {
+        for keeper in self.keepers() {
+            kill(keeper);
         }
     }
 

@@ -33,6 +33,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Where its output goes.
+    pub fn output_file(&self) -> PathBuf {
+        self.log.clone()
+    }
+
     /// What it has written so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()

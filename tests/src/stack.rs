@@ -199,6 +199,12 @@ impl Stack {
         Process::start("soci", &mut self.soci_command(arguments), &log)
     }
 
+    /// Starts containerd's own client in the background.
+    pub fn ctr_start(&self, arguments: &[&str]) -> Process {
+        let log = self.folder().join(format!("ctr-{}.log", COUNTER.fetch_add(1, Ordering::Relaxed)));
+        Process::start("ctr", &mut self.containerd.ctr_command(arguments), &log)
+    }
+
     /// The image's root file system, read-only, through a view of its top snapshot that containerd's own client makes.
     pub fn view(&self, snapshotter: &str, image: &Image) -> View<'_> {
         let key = format!("view-{}", COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -283,6 +289,7 @@ impl Drop for Stack {
         if std::thread::panicking() {
             self.daemon.stop(Signal::KILL);
         }
+        self.daemon.end_keepers();
         if std::env::var_os("SOCI_TEST_KEEP").is_some() {
             eprintln!("kept: {}", folder.keep().display());
         }

@@ -28,5 +28,6 @@ mod e2e {
     mod rounds;
     mod status;
     mod stress;
+    mod survive;
     mod trees;
 }

@@ -1,17 +1,20 @@
 //! The snapshot verbs' [`Backend`]: resolver, FUSE and unpacker put together.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use lazy_layer::{Attachment, Layer, LayerStatus};
+use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use crate::fuse::{FuseMount, FuseOptions, Unmounted};
+use crate::keeper::{Keeper, KeptMount};
 use crate::kernel::{Kernel, KernelMount, Unmounting};
 use crate::resolve::{Resolution, ResolvedLayer, Resolver};
-use crate::snapshot::{Asked, Attempt, Backend, FrontEnd, LazyMount, LazyRecord};
+use crate::snapshot::{Asked, Attempt, Backend, FrontEnd, Id, KeptLayer, LazyMount, LazyRecord, Sight, Slot};
 use crate::telemetry::chain;
 use crate::unpack::Unpacker;
 
@@ -21,6 +24,9 @@ pub(super) struct LazyBackend {
     pub(super) resolver: Arc<Resolver>,
     pub(super) unpacker: Arc<Unpacker>,
     pub(super) mounting: Mounting,
+    pub(super) keeper: Keeper,
+    /// What the keeper had at the start and nobody has asked for yet.
+    pub(super) kept: Mutex<BTreeMap<Slot, KeptMount>>,
 }
 
 /// How layers are mounted.
@@ -52,13 +58,14 @@ struct Attached {
 }
 
 impl Backend for LazyBackend {
-    fn mount(&self, asked: Asked, at: PathBuf) -> BoxFuture<'static, Attempt> {
+    fn mount(&self, asked: Asked, id: Id, at: PathBuf) -> BoxFuture<'static, Attempt> {
         let (resolver, mounting) = (Arc::clone(&self.resolver), self.mounting.clone());
+        let how = How::Anew(self.keeper.clone(), id);
         Box::pin(async move {
             match resolver.resolve(asked.namespace.as_deref(), &asked.layer).await {
                 Resolution::Lazy(resolved) => {
                     let record = resolved.record.clone();
-                    match mounting.mount(resolved, at).await {
+                    match mounting.mount(resolved, at, how).await {
                         Ok(mounted) => Attempt::Mounted(record, mounted),
                         Err(MountFailure::Refused(reason)) => Attempt::Failed(reason),
                         Err(MountFailure::Late) => {
@@ -92,21 +99,72 @@ impl Backend for LazyBackend {
     fn remount(
         &self,
         lazy: LazyRecord,
+        id: Id,
         at: PathBuf,
     ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>> {
-        let (resolver, mounting) = (Arc::clone(&self.resolver), self.mounting.clone());
-        Box::pin(async move {
-            let resolved = resolver.restore(&lazy).await?;
-            mounting.mount(resolved, at).await.map_err(|failure| match failure {
-                MountFailure::Refused(reason) => reason,
-                MountFailure::Late => "the kernel did not mount it in time".to_owned(),
-            })
-        })
+        let how = How::Anew(self.keeper.clone(), id);
+        Box::pin(restore(Arc::clone(&self.resolver), lazy, at, how, self.mounting.clone()))
+    }
+
+    fn kept(&self) -> Vec<KeptLayer> {
+        let kept = self.kept.lock();
+        let layer = |(slot, kept): (&Slot, &KeptMount)| KeptLayer {
+            slot: *slot,
+            id: kept.record.snapshot,
+            lazy: kept.record.lazy.clone(),
+            ready: kept.record.agreed.is_some(),
+        };
+        kept.iter().map(layer).collect()
+    }
+
+    fn resume(
+        &self,
+        slot: Slot,
+        sight: Sight,
+        at: PathBuf,
+    ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>> {
+        let Some(kept) = self.kept.lock().remove(&slot) else {
+            return Box::pin(std::future::ready(Err("it is not kept".to_owned())));
+        };
+        // The very layer file that the kernel has the inode numbers of, whatever the snapshot says today.
+        let lazy = kept.record.lazy.clone();
+        let how = How::Resumed(Box::new(kept), sight);
+        Box::pin(restore(Arc::clone(&self.resolver), lazy, at, how, self.mounting.clone()))
+    }
+
+    fn drop_kept(&self, slot: Slot) {
+        let kept = self.kept.lock().remove(&slot);
+        if let Some(kept) = kept {
+            kept.release();
+        }
     }
 
     fn sweep(&self, keep: &[LazyRecord]) {
         self.resolver.sweep(keep);
     }
+}
+
+/// A layer that was mounted before. One that is kept and fails here is let go.
+async fn restore(
+    resolver: Arc<Resolver>,
+    lazy: LazyRecord,
+    at: PathBuf,
+    how: How,
+    mounting: Mounting,
+) -> Result<Box<dyn LazyMount>, String> {
+    let resolved = match resolver.restore(&lazy).await {
+        Ok(resolved) => resolved,
+        Err(reason) => {
+            if let How::Resumed(kept, _) = how {
+                kept.release();
+            }
+            return Err(reason);
+        }
+    };
+    mounting.mount(resolved, at, how).await.map_err(|failure| match failure {
+        MountFailure::Refused(reason) => reason,
+        MountFailure::Late => "the kernel did not mount it in time".to_owned(),
+    })
 }
 
 enum MountFailure {
@@ -116,15 +174,33 @@ enum MountFailure {
     Late,
 }
 
+/// How a mount comes to be.
+enum How {
+    Anew(Keeper, Id),
+    Resumed(Box<KeptMount>, Sight),
+}
+
 // === impl Mounting ===
 
 impl Mounting {
     /// FUSE first, then what is above it, where the machine has that.
-    async fn mount(self, resolved: ResolvedLayer, at: PathBuf) -> Result<Box<dyn LazyMount>, MountFailure> {
-        let ResolvedLayer { layer, source, .. } = resolved;
+    async fn mount(
+        self,
+        resolved: ResolvedLayer,
+        at: PathBuf,
+        how: How,
+    ) -> Result<Box<dyn LazyMount>, MountFailure> {
+        let ResolvedLayer { layer, source, record } = resolved;
+        let seen = !matches!(how, How::Resumed(_, Sight::Unseen));
         let (options, shown) = (self.fuse.clone(), Arc::clone(&layer));
         let mut mounting = tokio::task::spawn_blocking(move || {
-            let mount = FuseMount::mount(Arc::clone(&shown), &at, options)?;
+            let shows_file = options.layer_file;
+            let mount = match how {
+                How::Anew(keeper, id) => FuseMount::mount(Arc::clone(&shown), &at, options, |device| {
+                    keeper.hold(id, &record, shows_file, device)
+                })?,
+                How::Resumed(kept, _) => FuseMount::resume(Arc::clone(&shown), &at, options, *kept)?,
+            };
             Ok::<_, crate::fuse::MountError>(MountedLayer { mount, kernel: None, layer: shown, source })
         });
         let mut mounted = match tokio::time::timeout(self.mount_deadline, &mut mounting).await {
@@ -141,7 +217,7 @@ impl Mounting {
                 return Err(MountFailure::Late);
             }
         };
-        if let Some(kernel) = self.kernel {
+        if let Some(kernel) = self.kernel.filter(|_| seen) {
             let fuse_at = mounted.mount.mount_point().to_owned();
             match attach(kernel, &layer, fuse_at, self.attach_deadline).await {
                 Ok(mount) => mounted.kernel = Some(Attached::of(mount, &layer)),
@@ -227,6 +303,13 @@ impl LazyMount for MountedLayer {
             std::mem::forget(source);
         }
         unmounted.map(|_| ())
+    }
+
+    fn leave(self: Box<Self>) {
+        let MountedLayer { mount, source, .. } = *self;
+        // As above.
+        std::mem::forget(source);
+        drop(mount);
     }
 
     fn status(&self) -> LayerStatus {

@@ -2,11 +2,12 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::adopt::{self, AdoptError};
+use crate::adopt::AdoptError;
 use crate::args::{Address, DEFAULT_SOCKET};
 
 /// A socket that is being listened on.
@@ -37,6 +38,9 @@ pub enum SocketError {
     /// What systemd passed cannot be used.
     #[error("failed to use the inherited socket")]
     Adopt(#[from] AdoptError),
+    /// More sockets than the daemon knows what to do with.
+    #[error("systemd passed {0} sockets, expected one")]
+    Several(usize),
     /// What systemd passed is no listening socket.
     #[error("the inherited descriptor is no listening Unix socket")]
     Inherited(#[source] io::Error),
@@ -47,10 +51,11 @@ pub enum SocketError {
 impl Socket {
     /// Listens where `address` says. A socket that nobody serves is replaced; one that somebody serves is left alone. `fd://` without a socket
     /// from systemd falls back to the default path.
-    pub(super) fn open(address: &Address) -> Result<Socket, SocketError> {
+    pub(super) fn open(address: &Address, mut inherited: Vec<OwnedFd>) -> Result<Socket, SocketError> {
         match address {
             Address::Path(path) => Socket::bind(path),
-            Address::Inherited => match adopt::inherited_socket()? {
+            Address::Inherited if inherited.len() > 1 => Err(SocketError::Several(inherited.len())),
+            Address::Inherited => match inherited.pop() {
                 Some(descriptor) => {
                     let listener = UnixListener::from(descriptor);
                     listener.local_addr().map_err(SocketError::Inherited)?;
@@ -116,16 +121,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/er/s.sock");
         let address = Address::Path(path.clone());
-        let first = Socket::open(&address).unwrap();
+        let first = Socket::open(&address, Vec::new()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert!(matches!(Socket::open(&address), Err(SocketError::Served(_))));
+        assert!(matches!(Socket::open(&address, Vec::new()), Err(SocketError::Served(_))));
         drop(first);
         assert!(path.exists());
-        let second = Socket::open(&address).unwrap();
+        let second = Socket::open(&address, Vec::new()).unwrap();
         drop(second.remove_later());
         assert!(!path.exists());
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(Socket::open(&address), Err(SocketError::NotASocket(_))));
+        assert!(matches!(Socket::open(&address, Vec::new()), Err(SocketError::NotASocket(_))));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
@@ -133,10 +138,10 @@ mod tests {
     fn the_socket_of_a_successor_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let address = Address::Path(dir.path().join("s.sock"));
-        let first = Socket::open(&address).unwrap();
+        let first = Socket::open(&address, Vec::new()).unwrap();
         let remove = first.remove_later();
         drop(first);
-        let second = Socket::open(&address).unwrap();
+        let second = Socket::open(&address, Vec::new()).unwrap();
         if second.own.as_ref().map(|own| own.1) != remove.0.as_ref().map(|own| own.1) {
             drop(remove);
             assert!(dir.path().join("s.sock").exists());

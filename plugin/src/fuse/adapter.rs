@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -19,6 +19,7 @@ use lazy_layer::Layer;
 use super::attributes::{self, Node, STATE_FILE};
 use super::errno::ToErrno;
 use super::view::{Chain, FOREVER, Outcome, View};
+use crate::keeper::Agreed;
 
 const GENERATION: Generation = Generation(0);
 /// Reads that the kernel may have in flight ahead of their readers, and for the loop device above, which has 128 at most: those that wait for
@@ -29,6 +30,7 @@ const MAX_BACKGROUND: u16 = 256;
 #[derive(Debug)]
 pub(super) struct LayerFs {
     view: Arc<View>,
+    agreed: Arc<OnceLock<Agreed>>,
     /// The kernel takes "not implemented" from open and opendir as "need not be asked".
     no_open: bool,
     no_opendir: bool,
@@ -38,9 +40,15 @@ impl LayerFs {
     pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, layer_file: bool) -> LayerFs {
         LayerFs {
             view: Arc::new(View::new(layer, mount_point, layer_file)),
+            agreed: Arc::default(),
             no_open: false,
             no_opendir: false,
         }
+    }
+
+    /// Where the kernel's and our flags are found after the hand-shake.
+    pub(super) fn agreed(&self) -> Arc<OnceLock<Agreed>> {
+        Arc::clone(&self.agreed)
     }
 
     /// What answers a read, on whatever thread has the data.
@@ -83,6 +91,7 @@ impl Filesystem for LayerFs {
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_HAS_RESEND
             | InitFlags::FUSE_NO_OPEN_SUPPORT
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT
             | InitFlags::FUSE_PARALLEL_DIROPS;
@@ -91,6 +100,9 @@ impl Filesystem for LayerFs {
         let out_of_range =
             |limit| io::Error::other(format!("{MAX_BACKGROUND} requests, {limit} are possible"));
         config.set_max_background(MAX_BACKGROUND).map_err(out_of_range)?;
+        let version = config.kernel_abi();
+        let _ =
+            self.agreed.set(Agreed { flags: (wanted & offered).bits(), major: version.0, minor: version.1 });
         self.no_open = offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         Ok(())

@@ -17,6 +17,7 @@ use super::adapter::LayerFs;
 use super::attributes::LAYER_FILE;
 use super::session::Session;
 use super::state_file;
+use crate::keeper::{Hold, KeptMount};
 
 /// What upstream's mounts look like in `/proc/mounts`; users grep for it.
 const SOURCE: &str = "soci";
@@ -55,7 +56,7 @@ pub enum Unmounted {
     InUse,
 }
 
-/// Why a layer could not be mounted.
+/// Why a layer could not be mounted, or a mount not be resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// `/dev/fuse` cannot be opened.
@@ -72,7 +73,7 @@ pub enum MountError {
         /// Why not.
         source: io::Error,
     },
-    /// The mount was made, and taken back, because nobody could serve it.
+    /// The mount was made, and is taken back or dead, because nobody could serve it.
     #[error("unable to serve the layer mounted at {}", mount_point.display())]
     Session {
         /// Where.
@@ -99,19 +100,29 @@ impl Default for FuseOptions {
 }
 
 impl FuseMount {
-    /// Mounts a layer at a directory and starts to serve it.
+    /// Mounts a layer at a directory and starts to serve it. Before that `hold` is asked to keep the device.
     ///
     /// # Errors
     ///
-    /// [`MountError`]; nothing is mounted then.
-    pub fn mount(layer: Arc<Layer>, at: &Path, options: FuseOptions) -> Result<FuseMount, MountError> {
+    /// [`MountError`]; nothing is mounted or kept then.
+    pub fn mount(
+        layer: Arc<Layer>,
+        at: &Path,
+        options: FuseOptions,
+        hold: impl FnOnce(&OwnedFd) -> Hold,
+    ) -> Result<FuseMount, MountError> {
         let mount_point = at.to_owned();
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())
             .map_err(|errno| MountError::Device { source: errno.into() })?;
-        mount(&device, at).map_err(|source| MountError::Mount { mount_point: at.to_owned(), source })?;
+        let hold = Arc::new(hold(&device));
+        if let Err(source) = mount(&device, at) {
+            hold.release();
+            return Err(MountError::Mount { mount_point, source });
+        }
         let name = thread_name(at);
-        match Session::start(LayerFs::new(layer, at, options.layer_file), device, options.threads, name) {
+        let fs = LayerFs::new(layer, at, options.layer_file);
+        match Session::start(fs, device, options.threads, name, Arc::clone(&hold)) {
             Ok(session) => {
                 if options.read_ahead_kib > 0 {
                     read_ahead(at, options.read_ahead_kib);
@@ -120,6 +131,36 @@ impl FuseMount {
             }
             Err(source) => {
                 let _ = rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+                hold.release();
+                Err(MountError::Session { mount_point, source })
+            }
+        }
+    }
+
+    /// Goes on with the mount of a process that has ended. `layer` has to be what it was made with; `at` is where it was mounted, and
+    /// need not be there any more. What it shows stays as it is, whatever the options say.
+    ///
+    /// # Errors
+    ///
+    /// [`MountError::Session`]; the mount is dead then, and no longer kept.
+    pub fn resume(
+        layer: Arc<Layer>,
+        at: &Path,
+        options: FuseOptions,
+        kept: KeptMount,
+    ) -> Result<FuseMount, MountError> {
+        let mount_point = at.to_owned();
+        let (agreed, layer_file) = (kept.record.agreed, kept.record.layer_file);
+        let (device, hold) = kept.into_parts();
+        let hold = Arc::new(hold);
+        let resumed = agreed.ok_or_else(|| io::Error::other("it was never ready")).and_then(|agreed| {
+            let fs = LayerFs::new(layer, at, layer_file);
+            Session::resume(fs, &device, agreed, options.threads, thread_name(at), Arc::clone(&hold))
+        });
+        match resumed {
+            Ok(session) => Ok(FuseMount { mount_point, session }),
+            Err(source) => {
+                hold.release();
                 Err(MountError::Session { mount_point, source })
             }
         }

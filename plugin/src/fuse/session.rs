@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -9,11 +10,13 @@ use std::time::Duration;
 use fuser::{Config, SessionACL};
 
 use super::adapter::LayerFs;
+use super::handshake;
+use crate::keeper::{Agreed, Hold};
 
 /// Stack of the thread that only waits for fuser's own.
 const STACK: usize = 128 << 10;
 
-/// A running session. It ends when the kernel closes the connection: when the last user of the mount has gone.
+/// A running session. It ends when the kernel closes the connection: when the last user of the mount has gone. Then the keeper lets go.
 #[derive(Debug)]
 pub(super) struct Session {
     thread: JoinHandle<io::Result<()>>,
@@ -22,16 +25,45 @@ pub(super) struct Session {
 
 impl Session {
     /// Shakes hands with the kernel, then answers on `threads` threads until it hangs up.
-    pub(super) fn start(fs: LayerFs, device: OwnedFd, threads: usize, name: String) -> io::Result<Session> {
-        let mut config = Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(threads.max(1));
-        let session = fuser::Session::from_fd(fs, device, SessionACL::All, config)?;
+    pub(super) fn start(
+        fs: LayerFs,
+        device: OwnedFd,
+        threads: usize,
+        name: String,
+        hold: Arc<Hold>,
+    ) -> io::Result<Session> {
+        let agreed = fs.agreed();
+        let session = fuser::Session::from_fd(fs, device, SessionACL::All, config(threads))?;
+        if let Some(agreed) = agreed.get() {
+            hold.ready(*agreed);
+        }
+        Session::run(session, name, hold)
+    }
+
+    /// Goes on where a process that has ended stopped.
+    pub(super) fn resume(
+        fs: LayerFs,
+        device: &OwnedFd,
+        agreed: Agreed,
+        threads: usize,
+        name: String,
+        hold: Arc<Hold>,
+    ) -> io::Result<Session> {
+        let session = handshake::resume(fs, device, agreed, config(threads))?;
+        if !handshake::resend(&session, agreed).or_else(gone)? {
+            tracing::debug!("the kernel cannot send requests again; those under way get no answer");
+        }
+        Session::run(session, name, hold)
+    }
+
+    fn run(session: fuser::Session<LayerFs>, name: String, hold: Arc<Hold>) -> io::Result<Session> {
         let (sender, ended) = mpsc::channel();
         let run = move || {
             // Dropped at the end, also by a panic.
             let _sender = sender;
-            session.run()
+            let result = session.run();
+            hold.release();
+            result
         };
         let thread = thread::Builder::new().name(name).stack_size(STACK).spawn(run)?;
         Ok(Session { thread, ended })
@@ -46,4 +78,22 @@ impl Session {
             }
         }
     }
+}
+
+/// A connection that has ended meanwhile has nothing to send again; its session ends at once.
+fn gone(error: io::Error) -> io::Result<bool> {
+    if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NODEV) {
+        Ok(true)
+    } else {
+        Err(error)
+    }
+}
+
+fn config(threads: usize) -> Config {
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads.max(1));
+    // Requests on a descriptor of its own would be lost with this process.
+    config.clone_fd = false;
+    config
 }

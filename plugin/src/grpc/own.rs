@@ -51,8 +51,12 @@ impl Daemon for OwnService {
         tracing::debug!(host, repository, "registry access handed over");
         let credentials = (!username.is_empty() || !secret.is_empty())
             .then(|| oci_registry::Credentials::new(username, secret));
+        let keyring = Arc::clone(&self.keyring);
         let handed = Handed { credentials, plain_http, skip_verify };
-        self.keyring.add(HandedOver { host: host.clone(), repository: repository.clone(), handed });
+        let new = HandedOver { host: host.clone(), repository: repository.clone(), handed };
+        tokio::task::spawn_blocking(move || keyring.add(new))
+            .await
+            .map_err(|_| Status::unavailable("the daemon is stopping"))?;
         self.registries.greet(&host, &repository);
         Ok(Response::new(pb::AddCredentialsResponse {}))
     }

@@ -7,12 +7,12 @@ use futures_util::future::BoxFuture;
 use lazy_layer::LayerStatus;
 
 use super::labels::LayerRequest;
-use super::record::LazyRecord;
+use super::record::{Id, LazyRecord};
 
 /// Makes layers appear.
 pub trait Backend: Debug + Send + Sync + 'static {
-    /// Tries to mount a layer lazily at `at`. Ends within the deadlines of the configuration, and holds nothing meanwhile.
-    fn mount(&self, asked: Asked, at: PathBuf) -> BoxFuture<'static, Attempt>;
+    /// Tries to mount a layer lazily at `at`, the directory of snapshot `id`. Ends within the deadlines of the configuration, and holds nothing meanwhile.
+    fn mount(&self, asked: Asked, id: Id, at: PathBuf) -> BoxFuture<'static, Attempt>;
 
     /// Unpacks a layer into the directory `at`, with its ancestors' directories (nearest first) as a source of attributes for directories that
     /// the layer does not mention. Ends within its deadline. Whatever was unpacked before a failure is removed again.
@@ -27,11 +27,52 @@ pub trait Backend: Debug + Send + Sync + 'static {
     fn remount(
         &self,
         lazy: LazyRecord,
+        id: Id,
         at: PathBuf,
     ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>>;
 
+    /// The mounts that an earlier life of the daemon left, and that can be gone on with. Each is to be resumed or dropped.
+    fn kept(&self) -> Vec<KeptLayer>;
+
+    /// Goes on with one of them, whose directory is or was `at`.
+    fn resume(
+        &self,
+        slot: Slot,
+        sight: Sight,
+        at: PathBuf,
+    ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>>;
+
+    /// Ends one of them: whoever still uses it gets errors.
+    fn drop_kept(&self, slot: Slot);
+
     /// Lets go of everything that is kept for layers other than these. Blocking.
     fn sweep(&self, keep: &[LazyRecord]);
+}
+
+/// Which of [`Backend::kept`]. A later one was made later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub usize);
+
+/// Whether a mount is still where it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// It is.
+    Seen,
+    /// It was taken away while somebody used it.
+    Unseen,
+}
+
+/// A mount that an earlier life of the daemon left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptLayer {
+    /// Its number.
+    pub slot: Slot,
+    /// Its snapshot.
+    pub id: Id,
+    /// What it was made from.
+    pub lazy: LazyRecord,
+    /// Not so if the daemon died while it made it.
+    pub ready: bool,
 }
 
 /// A layer, and who wants it.
@@ -78,6 +119,9 @@ pub trait LazyMount: Debug + Send {
     /// # Errors
     /// In words, for the log.
     fn unmount(self: Box<Self>) -> Result<(), String>;
+
+    /// Leaves it to whoever still uses it; it ends with the last one.
+    fn leave(self: Box<Self>);
 
     /// How far it is.
     fn status(&self) -> LayerStatus;

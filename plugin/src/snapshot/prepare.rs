@@ -101,7 +101,11 @@ impl Snapshotter {
             return Ok(Decision::Defer);
         }
         let asked = Asked { namespace: layer.namespace.clone(), layer: request };
-        let attempt = self.shared.backend.mount(asked.clone(), self.shared.tree.fs(layer.record.id)).await;
+        let attempt = self
+            .shared
+            .backend
+            .mount(asked.clone(), layer.record.id, self.shared.tree.fs(layer.record.id))
+            .await;
         let failed = |error: &str| {
             tracing::warn!(
                 key,

@@ -17,6 +17,9 @@ struct Fake {
     unpack: Mutex<Option<Result<(), String>>>,
     mounted: Arc<AtomicUsize>,
     remounts_fail: bool,
+    kept: Vec<KeptLayer>,
+    /// What became of them.
+    fates: Mutex<Vec<(Slot, &'static str)>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,8 @@ impl LazyMount for FakeMount {
         Ok(())
     }
 
+    fn leave(self: Box<Self>) {}
+
     fn status(&self) -> lazy_layer::LayerStatus {
         lazy_layer::LayerStatus {
             size: 10,
@@ -57,7 +62,7 @@ impl LazyMount for FakeMount {
 }
 
 impl Backend for Fake {
-    fn mount(&self, asked: Asked, _: PathBuf) -> BoxFuture<'static, Attempt> {
+    fn mount(&self, asked: Asked, _: Id, _: PathBuf) -> BoxFuture<'static, Attempt> {
         let attempt = match self.attempts.lock().pop_front().unwrap_or(Answer::NoIndex) {
             Answer::Mount => Attempt::Mounted(
                 LazyRecord {
@@ -85,10 +90,34 @@ impl Backend for Fake {
         .boxed()
     }
 
-    fn remount(&self, _: LazyRecord, _: PathBuf) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>> {
+    fn remount(
+        &self,
+        _: LazyRecord,
+        _: Id,
+        _: PathBuf,
+    ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>> {
         let result =
             if self.remounts_fail { Err("no registry".into()) } else { Ok(FakeMount::boxed(&self.mounted)) };
         async { result }.boxed()
+    }
+
+    fn kept(&self) -> Vec<KeptLayer> {
+        self.kept.clone()
+    }
+
+    fn resume(
+        &self,
+        slot: Slot,
+        _: Sight,
+        _: PathBuf,
+    ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>> {
+        self.fates.lock().push((slot, "resumed"));
+        let mount = FakeMount::boxed(&self.mounted);
+        async { Ok(mount) }.boxed()
+    }
+
+    fn drop_kept(&self, slot: Slot) {
+        self.fates.lock().push((slot, "dropped"));
     }
 
     fn sweep(&self, _: &[LazyRecord]) {}
@@ -268,6 +297,29 @@ async fn a_restart_brings_layers_back_or_says_that_it_could_not() {
     assert!(
         mounts[0].kind == "overlay" && option.starts_with("lowerdir=") && option.contains("/snapshots/1/fs")
     );
+}
+
+/// Nothing is mounted here: what was ready is out of sight, and is served until its last user goes.
+#[tokio::test]
+async fn kept_mounts_without_a_place() {
+    let root = tempfile::tempdir().unwrap();
+    let lazy = || {
+        let text = || D.to_owned();
+        LazyRecord { image: text(), manifest: text(), layer: text(), ztoc: text(), namespace: text() }
+    };
+    let layer = |slot, ready| KeptLayer { slot: Slot(slot), id: Id(7), lazy: lazy(), ready };
+    let kept = vec![layer(0, false), layer(1, true)];
+    let (snapshotter, fake) = open(root.path(), Fake { kept, ..Fake::default() });
+    assert_eq!(snapshotter.restore().await.unwrap(), Restored::default());
+    for _ in 0..100 {
+        if fake.fates.lock().len() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(*fake.fates.lock(), [(Slot(0), "dropped"), (Slot(1), "resumed")]);
+    assert_eq!(fake.mounted.load(Ordering::SeqCst), 1);
+    assert!(snapshotter.layers().is_empty());
 }
 
 #[tokio::test]

@@ -120,24 +120,55 @@ impl Tree {
     /// The system's.
     pub fn remove(&self, id: Id) -> io::Result<()> {
         let directory = self.directory(id);
-        self.unmount_below(&directory)?;
+        self.unmount_below(id)?;
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Unmounts everything below the snapshots, as after a daemon that died. Returns how many mounts there were.
+    /// Snapshots with something mounted at their `fs`.
     ///
     /// # Errors
     /// The system's.
-    pub fn unmount_all(&self) -> io::Result<usize> {
-        self.unmount_below(&self.snapshots)
+    pub fn mounted(&self) -> io::Result<HashSet<Id>> {
+        let points = mount_points(&fs::read("/proc/self/mountinfo")?);
+        Ok(points
+            .iter()
+            .filter(|point| point.ends_with("fs"))
+            .filter_map(|point| self.owner(point))
+            .collect())
     }
 
-    fn unmount_below(&self, directory: &Path) -> io::Result<usize> {
+    /// Unmounts what is below the snapshots, as after a daemon that died, but for what is in the directories of `alive`. Returns how many
+    /// mounts there were.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn unmount_dead(&self, alive: &HashSet<Id>) -> io::Result<usize> {
+        self.unmount(|point| {
+            point.starts_with(&self.snapshots) && !self.owner(point).is_some_and(|id| alive.contains(&id))
+        })
+    }
+
+    /// Unmounts everything in a snapshot's directory.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn unmount_below(&self, id: Id) -> io::Result<usize> {
+        let directory = self.directory(id);
+        self.unmount(|point| point.starts_with(&directory))
+    }
+
+    /// Whose directory a path is in.
+    fn owner(&self, path: &Path) -> Option<Id> {
+        let mut below = path.strip_prefix(&self.snapshots).ok()?.components();
+        below.next()?.as_os_str().to_str()?.parse().ok().map(Id)
+    }
+
+    fn unmount(&self, wanted: impl Fn(&Path) -> bool) -> io::Result<usize> {
         let mut points = mount_points(&fs::read("/proc/self/mountinfo")?);
-        points.retain(|point| point.starts_with(directory));
+        points.retain(|point| wanted(point));
         // The last mounted is on top.
         for point in points.iter().rev() {
             match rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH) {
@@ -270,6 +301,17 @@ mod tests {
         let full = tree.usage(Id(1)).unwrap();
         assert_eq!(full.inodes, empty.inodes + 1);
         assert!((10_000..40_000).contains(&(full.bytes - empty.bytes)), "{full:?} {empty:?}");
+    }
+
+    #[test]
+    fn a_mount_point_has_an_owner() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = Tree::open(root.path()).unwrap();
+        assert_eq!(tree.owner(&tree.fs(Id(12))), Some(Id(12)));
+        assert_eq!(tree.owner(&tree.directory(Id(12)).join("other/deep")), Some(Id(12)));
+        assert_eq!(tree.owner(&tree.path().join("new-1/fs")), None);
+        assert_eq!(tree.owner(tree.path()), None);
+        assert_eq!(tree.owner(Path::new("/12/fs")), None);
     }
 
     #[test]

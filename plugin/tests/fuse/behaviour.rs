@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use soci_snapshotter_grpc::fuse::{FuseMount, FuseOptions, MountError, Unmounted};
+use soci_snapshotter_grpc::keeper::Hold;
 use soci_snapshotter_grpc::snapshot::FrontEnd;
 
 use crate::layers::Fixture;
@@ -89,7 +90,9 @@ fn what_a_dead_daemon_left_is_cleared() {
 fn a_mount_point_that_is_not_there() {
     let fixture = Fixture::golden("gnu-gzip6.tgz");
     let result =
-        FuseMount::mount(fixture.layer.clone(), Path::new("/nonexistent/fs"), FuseOptions::default());
+        FuseMount::mount(fixture.layer.clone(), Path::new("/nonexistent/fs"), FuseOptions::default(), |_| {
+            Hold::none()
+        });
     assert!(matches!(result, Err(MountError::Mount { .. })));
 }
 

@@ -214,7 +214,10 @@ fn without_the_layer_file_there_is_only_fuse() {
     let at = fixture.scratch("snapshots/8/fs");
     let options = soci_snapshotter_grpc::fuse::FuseOptions::default();
     let mount =
-        soci_snapshotter_grpc::fuse::FuseMount::mount(Arc::clone(&fixture.layer), &at, options).unwrap();
+        soci_snapshotter_grpc::fuse::FuseMount::mount(Arc::clone(&fixture.layer), &at, options, |_| {
+            soci_snapshotter_grpc::keeper::Hold::none()
+        })
+        .unwrap();
     let result = kernel(&fixture.scratch("probe")).attach(&fixture.layer, &at);
     let left = left_below(&fixture.scratch("snapshots"));
     let hosts = view::stat(&at.join("etc/hosts"));

@@ -17,6 +17,7 @@ use lazy_layer::{
 use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 use soci_snapshotter_grpc::fuse::{FuseMount, FuseOptions};
+use soci_snapshotter_grpc::keeper::Hold;
 use soci_snapshotter_grpc::kernel::{Kernel, KernelMount, KernelOptions};
 use soci_snapshotter_grpc::snapshot::FrontEnd;
 use tokio::runtime::{Handle, Runtime};
@@ -133,7 +134,7 @@ impl Fixture {
         let at = self.directory.path().join("snapshots/7/fs");
         std::fs::create_dir_all(&at).unwrap();
         let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
-        let mount = FuseMount::mount(Arc::clone(&self.layer), &at, options).unwrap();
+        let mount = FuseMount::mount(Arc::clone(&self.layer), &at, options, |_| Hold::none()).unwrap();
         Mounted { at, mount: Some(mount) }
     }
 

@@ -1,0 +1,93 @@
+//! `--supervise`: a small process that starts the daemon, and starts it again when it dies. What the daemon had mounted is with the keeper.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::runtime;
+
+use super::{DaemonError, End, Signals};
+use crate::args::{Address, Args};
+use crate::telemetry;
+
+/// Pauses before a daemon that died is started again: each twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// One that lived this long did not die of its start: the pauses begin anew.
+const STABLE: Duration = Duration::from_secs(10);
+
+/// Runs the daemon until it is told to end.
+pub(super) fn supervise(args: &Args) -> Result<ExitCode, DaemonError> {
+    if args.address == Address::Inherited {
+        let reason = "with fd:// the service manager is the supervisor";
+        return Err(DaemonError::Supervise(io::Error::new(io::ErrorKind::InvalidInput, reason)));
+    }
+    let _ = telemetry::init(args.log_level);
+    let runtime =
+        runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
+    runtime.block_on(run()).map_err(DaemonError::Supervise)
+}
+
+async fn run() -> io::Result<ExitCode> {
+    // Remembered now: after an upgrade the new program is at this path.
+    let program = std::env::current_exe()?;
+    let line: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| !asks_for_it(argument)).collect();
+    let mut signals = Signals::new()?;
+    let mut pause = FIRST_PAUSE;
+    let mut lived = false;
+    loop {
+        let began = Instant::now();
+        let mut child = Command::new(&program).args(&line).spawn()?;
+        let (asked, status) = watch(&mut child, &mut signals).await?;
+        let stable = began.elapsed() >= STABLE;
+        lived |= stable;
+        // An error that it could tell of in its first moments will be there the next time.
+        if asked || (status.signal().is_none() && !lived) {
+            return Ok(exit_code(status));
+        }
+        if stable {
+            pause = FIRST_PAUSE;
+        }
+        tracing::error!(%status, "the daemon died; starting it again in {pause:?}");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // What it left mounted stays for the next one.
+            _ = signals.next() => return Ok(ExitCode::FAILURE),
+        }
+        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Passes signals on until the daemon has ended. Whether there were any, and how it ended.
+async fn watch(child: &mut Child, signals: &mut Signals) -> io::Result<(bool, ExitStatus)> {
+    let mut asked = false;
+    loop {
+        let end = tokio::select! {
+            status = child.wait() => return Ok((asked, status?)),
+            end = signals.next() => end,
+        };
+        asked = true;
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            let signal = match end {
+                End::HandOver => Signal::TERM,
+                End::Unmount => Signal::INT,
+            };
+            kill_process(pid, signal)?;
+        }
+    }
+}
+
+fn asks_for_it(argument: &OsString) -> bool {
+    argument == "--supervise" || argument == "-supervise"
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let signal = || status.signal().map(|signal| signal.saturating_add(128));
+    let code = status.code().or_else(signal).and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
+}

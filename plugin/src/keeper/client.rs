@@ -1,0 +1,206 @@
+//! The daemon's side of a keeper process: finds it or starts it, and starts it again, with everything, should it die.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::wire::{self, MAX_DESCRIPTORS, Packet};
+use super::{HoldError, Name};
+
+/// Name of the socket in the daemon's root.
+pub(super) const SOCKET: &str = "keeper.sock";
+/// Name of the hidden command that makes this program a keeper.
+pub(crate) const COMMAND: &str = "keep-descriptors";
+/// How long an answer may take, of a process that has nothing else to do.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Times that a keeper is looked for while another one is ending.
+const ATTEMPTS: usize = 20;
+
+/// A keeper process and what it was given.
+#[derive(Debug)]
+pub(super) struct Client {
+    root: PathBuf,
+    /// None after it was told to end.
+    connection: Option<OwnedFd>,
+    /// Where this process started it.
+    child: Option<Child>,
+    /// To give everything to another one.
+    held: BTreeMap<Name, Vec<OwnedFd>>,
+}
+
+// === impl Client ===
+
+impl Client {
+    /// Connects to the keeper below `root`, which is started where there is none, and takes what it holds.
+    pub(super) fn open(root: &Path) -> io::Result<Client> {
+        let (connection, child) = connect(root, true)?;
+        Client::taking(root, connection, child)
+    }
+
+    /// The same, of a keeper that is there.
+    pub(super) fn find(root: &Path) -> Option<Client> {
+        let (connection, child) = connect(root, false).ok()?;
+        Client::taking(root, connection, child).ok()
+    }
+
+    fn taking(root: &Path, connection: OwnedFd, child: Option<Child>) -> io::Result<Client> {
+        let mut held = BTreeMap::new();
+        let mut after = None;
+        while let (Packet::Held(name), descriptors) = ask(&connection, &Packet::Next(after), &[])? {
+            after = Some(name.clone());
+            held.insert(name, descriptors);
+        }
+        Ok(Client { root: root.to_owned(), connection: Some(connection), child, held })
+    }
+
+    pub(super) fn held(&self) -> &BTreeMap<Name, Vec<OwnedFd>> {
+        &self.held
+    }
+
+    pub(super) fn hold(&mut self, name: Name, descriptors: Vec<OwnedFd>) -> Result<(), HoldError> {
+        self.held.insert(name.clone(), descriptors);
+        let result = self.hand_over(&name);
+        if result.is_err() {
+            self.held.remove(&name);
+        }
+        result
+    }
+
+    fn hand_over(&mut self, name: &Name) -> Result<(), HoldError> {
+        let descriptors = self.held.get(name).map(Vec::as_slice).unwrap_or_default();
+        match self.ask(&Packet::Hold(name.clone()), descriptors) {
+            Ok(Packet::Done) => Ok(()),
+            Ok(_) => Err(HoldError::Full),
+            Err(_) => self.again().map(|_| ()).map_err(HoldError::System),
+        }
+    }
+
+    pub(super) fn release(&mut self, name: &Name) -> io::Result<()> {
+        if self.held.remove(name).is_none() {
+            return Ok(());
+        }
+        match self.ask(&Packet::Release(name.clone()), &[]) {
+            Ok(_) => Ok(()),
+            Err(_) => self.again().map(|_| ()),
+        }
+    }
+
+    /// Makes it let go of everything and waits until it has.
+    pub(super) fn end(&mut self) -> io::Result<()> {
+        self.held.clear();
+        let result = self.ask(&Packet::End, &[]);
+        if let Some(connection) = self.connection.take().filter(|_| result.is_ok()) {
+            // It hangs up when it is gone.
+            let _ = wire::receive(&connection);
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+        result.map(|_| ())
+    }
+
+    /// The connection, for whoever wants to see it end; none after [`Client::end`].
+    pub(super) fn watched(&self) -> Option<OwnedFd> {
+        self.connection.as_ref()?.try_clone().ok()
+    }
+
+    /// Finds or starts another keeper, and gives it everything. False after [`Client::end`].
+    pub(super) fn again(&mut self) -> io::Result<bool> {
+        if self.connection.is_none() {
+            return Ok(false);
+        }
+        let (connection, child) = connect(&self.root, true)?;
+        for (name, descriptors) in &self.held {
+            ask(&connection, &Packet::Hold(name.clone()), &borrowed(descriptors))?;
+        }
+        self.connection = Some(connection);
+        if child.is_some()
+            && let Some(mut old) = std::mem::replace(&mut self.child, child)
+        {
+            // Another one could take its place: it is gone.
+            let _ = old.wait();
+        }
+        Ok(true)
+    }
+
+    fn ask(&self, packet: &Packet, descriptors: &[OwnedFd]) -> io::Result<Packet> {
+        let connection = self.connection.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        ask(connection, packet, &borrowed(descriptors)).map(|(answer, _)| answer)
+    }
+}
+
+fn borrowed(descriptors: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
+    descriptors.iter().take(MAX_DESCRIPTORS).map(|descriptor| descriptor.as_fd()).collect()
+}
+
+fn ask(
+    connection: &OwnedFd,
+    packet: &Packet,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<(Packet, Vec<OwnedFd>)> {
+    wire::send(connection, packet, descriptors)?;
+    wire::receive(connection)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// A keeper, and the child that it is if it was started here (which it is only if it may be).
+fn connect(root: &Path, may_start: bool) -> io::Result<(OwnedFd, Option<Child>)> {
+    // Through the directory's descriptor: an address has 108 bytes, a root may have more.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(root, flags, Mode::empty())?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
+    let address = SocketAddrUnix::new(path.as_str())?;
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    let mut child = None;
+    for _ in 0..ATTEMPTS {
+        match greet(&address) {
+            Ok(connection) => return Ok((connection, child)),
+            Err(error) => last = error,
+        }
+        match last.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound if !may_start => return Err(last),
+            // Left by one that was killed.
+            io::ErrorKind::ConnectionRefused => std::fs::remove_file(&path)?,
+            io::ErrorKind::NotFound => {}
+            // It is ending, and removes its file in a moment.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            _ => return Err(last),
+        }
+        child = Some(start(root, &address)?);
+    }
+    Err(last)
+}
+
+fn greet(address: &SocketAddrUnix) -> io::Result<OwnedFd> {
+    let connection =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    for side in [Timeout::Recv, Timeout::Send] {
+        sockopt::set_socket_timeout(&connection, side, Some(PATIENCE))?;
+    }
+    rustix::net::connect(&connection, address)?;
+    match ask(&connection, &Packet::Hello(wire::VERSION), &[])?.0 {
+        Packet::Done => Ok(connection),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a keeper of another version is running")),
+    }
+}
+
+/// Starts one. It listens before it runs: whoever looks from now on finds it.
+fn start(root: &Path, address: &SocketAddrUnix) -> io::Result<Child> {
+    let listener =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::bind(&listener, address)?;
+    rustix::net::listen(&listener, 8)?;
+    // No pipe, terminal or file of ours: whoever waits for their end waits for us, not for it.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("--root").arg(root).arg(COMMAND).current_dir("/").env_clear();
+    command.stdin(Stdio::from(listener)).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}

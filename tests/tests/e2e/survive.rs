@@ -1,0 +1,335 @@
+//! The daemon dies, is restarted and upgraded, and whoever reads notices nothing.
+//!
+//! `SOCI_TEST_ROUNDS` says how often it is killed (default 5); `--ignored` has a run with 30, or as many as that says.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Advice, fadvise};
+use rustix::process::Signal;
+use soci_tests::image::{Image, ImageBuilder, Packing, digest};
+use soci_tests::process::Process;
+use soci_tests::rootfs::{self, BIG};
+use soci_tests::stack::{Stack, container_name, eventually};
+
+const FILES: usize = 12;
+
+/// Programs, a few files of noise, their sums, and the script of a container that reads them.
+fn busy(folder: &Path) -> Image {
+    let place = folder.join("busy");
+    let root = rootfs::programs(&place);
+    let mut sums = String::new();
+    for number in 0..FILES {
+        let bytes = rootfs::noise(100 + number as u64, 700_001 + number * 4096);
+        let name = format!("data/{number}.bin");
+        sums.push_str(&format!("{} /{name}\n", digest(&bytes).replace("sha256:", "")));
+        fs::write(root.join(name), bytes).unwrap();
+    }
+    fs::write(root.join("data/sums"), sums).unwrap();
+    fs::write(root.join("data/busy"), SCRIPT).unwrap();
+    ImageBuilder::new(&place).layer(&root, Packing::Gzip).finish("docker.io/library/busy:1", rootfs::config())
+}
+
+/// Four readers, two of them past the page cache, and a `find`; what goes wrong is printed, and how much was done.
+const SCRIPT: &str = r#"
+reader() {
+    count=0
+    while [ ! -e /run/stop ]; do
+        while read want file; do
+            got=$(busybox dd if=$file bs=128k $2 2>/run/dd.$1 | sha256sum)
+            [ "${got%% *}" = $want ] || echo "BAD $file $got $(cat /run/dd.$1)"
+            count=$((count+1))
+        done </data/sums
+    done
+    echo "READS $count"
+}
+finder() {
+    count=0
+    wanted=$(busybox find /bin /data /etc -user 0 | wc -l)
+    while [ ! -e /run/stop ]; do
+        found=$(busybox find /bin /data /etc -user 0 2>&1 | wc -l)
+        [ $found = $wanted ] || echo "BAD find $found of $wanted"
+        count=$((count+1))
+    done
+    echo "FINDS $count"
+}
+# EROFS has no direct I/O for files whose end is not a block's.
+direct=iflag=direct
+busybox dd if=/data/1.bin of=/dev/null bs=128k $direct 2>/run/dd || direct=
+reader 1 $direct & reader 2 $direct & reader 3 & reader 4 & finder &
+echo BUSY
+wait
+echo END
+"#;
+
+/// A container that runs [`SCRIPT`].
+struct Busy {
+    process: Process,
+    name: String,
+}
+
+impl Busy {
+    fn start(stack: &Stack, reference: &str) -> Busy {
+        let name = container_name();
+        let mut process =
+            stack.soci_start(&["run", "--rm", "--snapshotter", "soci", reference, &name, "sh", "/data/busy"]);
+        let output = process.output_file();
+        process.wait_until("the readers run", Duration::from_secs(60), || {
+            fs::read_to_string(&output).unwrap_or_default().contains("BUSY")
+        });
+        Busy { process, name }
+    }
+
+    /// Ends it and returns how many files were read, and how often `find` ran.
+    fn end(mut self, stack: &Stack) -> (u64, u64) {
+        stack.ctr(&["task", "exec", "--exec-id", "stop", &self.name, "busybox", "touch", "/run/stop"]).ok();
+        assert!(self.process.wait(Duration::from_secs(120)).is_some(), "the readers do not end");
+        let output = self.process.output();
+        let count = |what: &str| {
+            output.lines().filter_map(|line| line.strip_prefix(what)?.trim().parse::<u64>().ok()).sum()
+        };
+        assert!(!output.contains("BAD") && output.contains("END"), "{output}");
+        (count("READS"), count("FINDS"))
+    }
+}
+
+/// Reads files of a mounted image past the page cache until it is told to end, and times every single read.
+#[derive(Debug, Default)]
+struct Stalls {
+    end: AtomicBool,
+    reads: AtomicU64,
+    /// Milliseconds.
+    longest: AtomicU64,
+}
+
+impl Stalls {
+    fn watch(&self, root: &Path) {
+        let mut buffer = vec![0; 1 << 20];
+        while !self.end.load(Ordering::Relaxed) {
+            for number in 0..FILES {
+                let mut file = File::open(root.join(format!("data/{number}.bin"))).unwrap();
+                fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+                loop {
+                    let began = Instant::now();
+                    let length = file.read(&mut buffer[..128 << 10]).unwrap();
+                    let took = began.elapsed().as_millis() as u64;
+                    self.longest.fetch_max(took, Ordering::Relaxed);
+                    self.reads.fetch_add(1, Ordering::Relaxed);
+                    if length == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Ends a watch when it is dropped.
+struct EndOf<'a>(&'a Stalls);
+
+impl Drop for EndOf<'_> {
+    fn drop(&mut self) {
+        self.0.end.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What the kernel remembers of files, so that it has to ask again.
+fn drop_caches() {
+    File::options().write(true).open("/proc/sys/vm/drop_caches").unwrap().write_all(b"3").unwrap();
+}
+
+fn rounds(default: u32) -> u32 {
+    std::env::var("SOCI_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Kills the daemon again and again under readers, a `find` and container starts.
+fn killed_under_readers(front_end: &str, rounds: u32, signals: &[Signal]) {
+    let mut stack = Stack::with_config(&format!("[fuse]\nkernel = \"{front_end}\"\n"));
+    let image = busy(stack.folder());
+    let (reference, _) = stack.publish(&image, "busy:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let blob = image.layers[0].digest.clone();
+    let container = Busy::start(&stack, &reference);
+    // Everything that is read has come once, and one file has not: a layer that is complete needs no daemon.
+    let all = ["sh", "-c", "cat /data/[0-9]*.bin /data/sums /bin/* | wc -c"];
+    stack.soci_run("soci", &[], &reference, &all).ok();
+    let before = stack.registry.downloaded_of(&blob);
+    let mounted = stack.mounts();
+
+    let view = stack.view("soci", &image);
+    let root = view.path().to_owned();
+    // Unmounted by hand: the stack is needed meanwhile.
+    std::mem::forget(view);
+    let stalls = Stalls::default();
+    let first = digest(&rootfs::noise(100, 700_001)).replace("sha256:", "");
+    thread::scope(|scope| {
+        scope.spawn(|| stalls.watch(&root));
+        // Also when a round panics.
+        let _end = EndOf(&stalls);
+        for round in 0..rounds {
+            let signal = signals[round as usize % signals.len()];
+            drop_caches();
+            stack.daemon.stop(signal);
+            drop_caches();
+            thread::sleep(Duration::from_millis(50));
+            stack.daemon.launch();
+            let said = stack.soci_run("soci", &[], &reference, &["sha256sum", "/data/0.bin"]).ok();
+            assert!(said.out.starts_with(&first), "round {round}: {}", said.out);
+        }
+    });
+    let (reads, finds) = container.end(&stack);
+    assert!(reads > 0 && finds > 0 && stalls.reads.load(Ordering::Relaxed) > 0);
+    assert_eq!(stack.registry.downloaded_of(&blob), before, "something was fetched twice");
+    assert_eq!(stack.mounts(), mounted);
+    let resumed = stack.daemon.log().matches("\"resumed\":1").count();
+    assert_eq!(resumed, rounds as usize, "every daemon goes on with the mount of the one before");
+    assert_eq!(stack.daemon.keepers().len(), 1);
+    println!(
+        "{rounds} rounds, kernel {front_end}: {reads} files and {finds} times find in the container, {} reads beside it, longest stall {} ms",
+        stalls.reads.load(Ordering::Relaxed),
+        stalls.longest.load(Ordering::Relaxed)
+    );
+    soci_tests::process::run("umount", &[root.to_str().unwrap()]);
+}
+
+#[test]
+fn killed_again_and_again_under_readers() {
+    killed_under_readers("off", rounds(5), &[Signal::KILL]);
+}
+
+#[test]
+fn killed_again_and_again_under_the_kernel_front_end() {
+    killed_under_readers("auto", rounds(5), &[Signal::KILL]);
+}
+
+#[test]
+fn handed_over_again_and_again_under_readers() {
+    killed_under_readers("off", rounds(5).min(5), &[Signal::TERM]);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn killed_for_a_long_time_under_readers() {
+    for front_end in ["off", "auto"] {
+        killed_under_readers(front_end, rounds(30), &[Signal::KILL, Signal::KILL, Signal::TERM]);
+    }
+}
+
+/// Requests that the kernel has for the one FUSE mount of a stack.
+fn waiting(stack: &Stack) -> u64 {
+    let below = stack.folder().to_str().unwrap().to_owned();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.contains(&below) && line.contains("fuse.rawBridge")).unwrap();
+    let device = line.split(' ').nth(2).unwrap().split(':').nth(1).unwrap();
+    let control = stack.folder().join("fusectl");
+    if fs::create_dir(&control).is_ok() {
+        soci_tests::process::run("mount", &["-t", "fusectl", "fusectl", control.to_str().unwrap()]);
+    }
+    fs::read_to_string(control.join(device).join("waiting")).unwrap().trim().parse().unwrap()
+}
+
+/// A read whose bytes are still in the registry, which does not answer, when the daemon ends.
+fn blocked_read(signal: Signal) {
+    let mut stack = Stack::start();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let name = container_name();
+    stack.soci(&["run", "--detach", "--snapshotter", "soci", &reference, &name, "sleep", "300"]).ok();
+    // The program is here, the file is not.
+    stack.ctr(&["task", "exec", "--exec-id", "warm", &name, "sha256sum", "/etc/passwd"]).ok();
+    stack.registry.hang();
+    let mut reader = stack.ctr_start(&["task", "exec", "--exec-id", "blocked", &name, "sha256sum", BIG.0]);
+    eventually("the read waits", Duration::from_secs(20), || waiting(&stack) > 0);
+    stack.daemon.stop(signal);
+    assert!(waiting(&stack) > 0, "{signal:?} answered the read");
+    stack.daemon.launch();
+    assert!(reader.wait(Duration::from_millis(500)).is_none(), "{}", reader.output());
+    stack.registry.go_on();
+    let status = reader.wait(Duration::from_secs(60));
+    assert!(status.is_some_and(|status| status.success()), "{}", reader.output());
+    let wanted = digest(&rootfs::noise(1, BIG.1)).replace("sha256:", "");
+    assert!(reader.output().contains(&wanted), "{}", reader.output());
+}
+
+#[test]
+fn a_read_that_waits_for_the_registry_survives_sigkill() {
+    blocked_read(Signal::KILL);
+}
+
+#[test]
+fn a_read_that_waits_for_the_registry_survives_sigterm() {
+    blocked_read(Signal::TERM);
+}
+
+/// What rpull handed over is with the keeper, and nowhere else: without it nothing can be fetched.
+#[test]
+fn credentials_survive() {
+    let mut stack = Stack::start();
+    let image = rootfs::small(stack.folder());
+    let (reference, _) = stack.publish(&image, "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let blob = &image.layers[0].digest;
+    for signal in [Signal::KILL, Signal::TERM] {
+        stack.restart_daemon(signal);
+    }
+    let before = stack.registry.downloaded_of(blob);
+    let said = stack.soci_run("soci", &[], &reference, &["sha256sum", BIG.0]).ok();
+    assert!(said.out.starts_with(&digest(&rootfs::noise(1, BIG.1)).replace("sha256:", "")));
+    assert!(stack.registry.downloaded_of(blob) > before, "nothing was fetched, so nothing is proved");
+    let found = soci_tests::process::say(
+        std::process::Command::new("grep")
+            .args(["-rlF", soci_tests::registry::PASSWORD])
+            .arg(stack.daemon.root()),
+    );
+    assert_eq!(found.out, "", "the password is on disk");
+    assert!(!stack.daemon.log().contains(soci_tests::registry::PASSWORD));
+}
+
+/// The registry is away before the daemon dies and stays away.
+#[test]
+fn without_a_registry() {
+    let mut stack = Stack::start();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let name = container_name();
+    stack.soci(&["run", "--detach", "--snapshotter", "soci", &reference, &name, "sleep", "300"]).ok();
+    let commands: [&[&str]; 3] =
+        [&["cat", "/etc/passwd"], &["ls", "-lR", "/data", "/etc"], &["stat", "/data/big.bin"]];
+    let exec = |stack: &Stack, id: &str, command: &[&str]| {
+        stack.ctr(&[&["task", "exec", "--exec-id", id, &name], command].concat()).ok().out
+    };
+    // The kernel reads ahead, not always as far: everything but the big file has to be here.
+    let all = "busybox find / -xdev -type f ! -name big.bin -exec cat {} + | wc -c";
+    exec(&stack, "all", &["sh", "-c", all]);
+    let before: Vec<String> = commands.iter().map(|command| exec(&stack, "before", command)).collect();
+    stack.registry.stop();
+    for signal in [Signal::KILL, Signal::TERM, Signal::KILL] {
+        stack.restart_daemon(signal);
+        drop_caches();
+        for (command, before) in commands.iter().zip(&before) {
+            assert_eq!(exec(&stack, "after", command), *before, "after {signal:?}");
+        }
+        let said = stack.soci_run("soci", &[], &reference, &["cat", "/etc/passwd"]).ok();
+        assert_eq!(said.out, before[0]);
+    }
+}
+
+/// SIGINT leaves nothing: no mount, no keeper, no socket.
+#[test]
+fn sigint_leaves_nothing() {
+    let mut stack = Stack::start();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    stack.soci_run("soci", &[], &reference, &["echo", "once"]).ok();
+    assert_eq!((stack.mounts().len(), stack.daemon.keepers().len()), (1, 1));
+    stack.daemon.stop(Signal::INT);
+    assert_eq!(stack.mounts(), Vec::<String>::new());
+    assert_eq!(stack.daemon.keepers(), Vec::<i32>::new());
+    assert!(!stack.daemon.root().join("keeper.sock").exists());
+    stack.daemon.launch();
+    assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "again"]).ok().out, "again\n");
+}
