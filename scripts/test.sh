@@ -16,7 +16,7 @@ usage() {
     cat <<EOF
 usage: scripts/test.sh [check|unit|e2e]... [-- TEST-ARGUMENTS...]
 
-  check   rustfmt, clippy with warnings as errors, shellcheck
+  check   rustfmt, clippy with warnings as errors, shellcheck, systemd's verifier
   unit    unit, property and golden tests of all crates, with real FUSE mounts
   e2e     end to end, with a real containerd, runc and registry; then some of it with newer containerds (${containerd_suites[*]})
 Without a name: all of them. TEST-ARGUMENTS go to the tests (a name to select by, --nocapture); the newer containerds are left out then.
@@ -40,7 +40,20 @@ done
 check() {
     cargo fmt --all --check &&
         say 'clippy' && cargo clippy --workspace --all-targets --locked -- --deny warnings &&
-        say 'shellcheck' && shellcheck -x scripts/*.sh .ci/run
+        say 'shellcheck' && shellcheck -x scripts/*.sh .ci/run &&
+        say 'units' && units
+}
+
+# What systemd has to say about the units, with a program that is there in the place of ours; an older one does not know one key.
+units() {
+    local said folder=$scratch/units
+    mkdir -p "$folder"
+    cp scripts/soci-snapshotter.socket "$folder"
+    sed 's|^ExecStart=[^ ]*|ExecStart=/bin/true|' scripts/soci-snapshotter.service >"$folder/soci-snapshotter.service"
+    said=$(systemd-analyze verify "$folder"/soci-snapshotter.* 2>&1) || { printf '%s\n' "$said" >&2; return 1; }
+    said=$(grep -v "Unknown key.* 'FileDescriptorStorePreserve'" <<<"$said") || return 0
+    printf '%s\n' "$said" >&2
+    return 1
 }
 
 # Tests of the crates use the programs, too.

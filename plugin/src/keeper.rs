@@ -28,6 +28,9 @@ mod record;
 mod systemd;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use record::{Agreed, MountRecord};
 
 use crate::snapshot::{Id, LazyRecord};

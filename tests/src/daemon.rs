@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::containerd::{kill, processes};
 use crate::process::{Process, Said, say};
+use crate::service::ServiceManager;
 
 /// Where the programs under test are: beside the test's own folder in cargo's target, or where `SOCI_BINARIES` says.
 pub fn program(name: &str) -> PathBuf {
@@ -28,6 +29,10 @@ pub fn program(name: &str) -> PathBuf {
 pub struct Daemon {
     process: Option<Process>,
     folder: PathBuf,
+    /// Who starts it, if not the test itself.
+    manager: Option<ServiceManager>,
+    /// More arguments.
+    arguments: Vec<&'static str>,
 }
 
 impl Daemon {
@@ -35,7 +40,8 @@ impl Daemon {
     pub fn start(folder: &Path, config: &str) -> Daemon {
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join("config.toml"), config).unwrap();
-        let mut daemon = Daemon { process: None, folder: folder.to_owned() };
+        let mut daemon =
+            Daemon { process: None, folder: folder.to_owned(), manager: None, arguments: Vec::new() };
         daemon.launch();
         daemon
     }
@@ -44,17 +50,44 @@ impl Daemon {
         let mut command = Command::new(program("soci-snapshotter-grpc"));
         command.args(["--log-level", "debug"]).env("DOCKER_CONFIG", self.folder.join("docker"));
         command.arg("--address").arg(self.socket()).arg("--root").arg(self.root());
-        command.arg("--config").arg(self.folder.join("config.toml"));
+        command.arg("--config").arg(self.folder.join("config.toml")).args(&self.arguments);
         command
     }
 
     /// Starts it again after [`Daemon::stop`].
     pub fn launch(&mut self) {
-        let mut process =
-            Process::start("soci-snapshotter-grpc", &mut self.command(), &self.folder.join("log"));
+        let (mut command, log) = (self.command(), self.folder.join("log"));
+        let mut process = match &self.manager {
+            Some(manager) => {
+                let mut service = manager.service(&command);
+                Process::start("soci-snapshotter-grpc", &mut service.command, &log)
+            }
+            None => Process::start("soci-snapshotter-grpc", &mut command, &log),
+        };
         let socket = self.socket();
         process.wait_until("it listens", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
         self.process = Some(process);
+    }
+
+    /// From the next launch on it is a service with a descriptor store.
+    pub fn become_service(&mut self) -> &ServiceManager {
+        let folder = self.folder.clone();
+        self.manager.insert(ServiceManager::start(&folder))
+    }
+
+    /// The service manager, after [`Daemon::become_service`].
+    pub fn manager(&self) -> &ServiceManager {
+        self.manager.as_ref().unwrap()
+    }
+
+    /// From the next launch on it has these arguments, too.
+    pub fn set_arguments(&mut self, arguments: &[&'static str]) {
+        self.arguments = arguments.to_vec();
+    }
+
+    /// The number of its process.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
     }
 
     /// Writes the `config.json` of Docker that it looks into: it may read from `host`.

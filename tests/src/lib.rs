@@ -19,5 +19,6 @@ pub mod image;
 pub mod process;
 pub mod registry;
 pub mod rootfs;
+pub mod service;
 pub mod stack;
 pub mod tree;

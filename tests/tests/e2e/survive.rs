@@ -333,3 +333,107 @@ fn sigint_leaves_nothing() {
     stack.daemon.launch();
     assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "again"]).ok().out, "again\n");
 }
+
+/// With a service manager that stores descriptors there is no process of ours: it has them, and passes them to the next daemon.
+#[test]
+fn a_service_managers_store_is_the_keeper() {
+    let mut stack = Stack::start();
+    stack.daemon.stop(Signal::INT);
+    stack.daemon.become_service();
+    stack.daemon.launch();
+    let image = rootfs::small(stack.folder());
+    let (reference, _) = stack.publish(&image, "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let name = container_name();
+    stack.soci(&["run", "--detach", "--snapshotter", "soci", &reference, &name, "sleep", "300"]).ok();
+    stack.ctr(&["task", "exec", "--exec-id", "warm", &name, "sha256sum", "/etc/passwd"]).ok();
+    assert_eq!(stack.daemon.keepers(), Vec::<i32>::new());
+    let kinds = |stack: &Stack| {
+        let stored = stack.daemon.manager().stored();
+        stored
+            .iter()
+            .map(|name| name.trim_end_matches(|c: char| c.is_ascii_hexdigit()).to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&stack), ["soci-mount-", "soci-secrets-"]);
+    for (round, signal) in [Signal::KILL, Signal::TERM, Signal::KILL].into_iter().enumerate() {
+        stack.restart_daemon(signal);
+        drop_caches();
+        let id = format!("round-{round}");
+        let said = stack.ctr(&["task", "exec", "--exec-id", &id, &name, "sha256sum", "/etc/passwd"]).ok();
+        assert!(said.out.contains("/etc/passwd"));
+    }
+    assert_eq!(stack.daemon.log().matches("\"resumed\":1").count(), 3);
+    // With the credentials that came back with the mount.
+    let said = stack.ctr(&["task", "exec", "--exec-id", "big", &name, "sha256sum", BIG.0]).ok();
+    assert!(said.out.starts_with(&digest(&rootfs::noise(1, BIG.1)).replace("sha256:", "")));
+    stack.ctr(&["task", "rm", "--force", &name]).ok();
+    stack.ctr(&["container", "rm", &name]).ok();
+    stack.forget();
+    eventually("a mount that is gone is not stored", Duration::from_secs(20), || {
+        kinds(&stack) == ["soci-secrets-"]
+    });
+    stack.daemon.stop(Signal::INT);
+    assert_eq!(stack.daemon.manager().stored(), Vec::<String>::new());
+}
+
+/// The process that holds the mounts dies: there is another one, and it can do the same.
+#[test]
+fn a_keeper_that_dies_is_replaced() {
+    let mut stack = Stack::start();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    stack.soci_run("soci", &[], &reference, &["echo", "warm"]).ok();
+    let first = stack.daemon.keepers();
+    stack.daemon.end_keepers();
+    eventually("there is another keeper", Duration::from_secs(20), || {
+        let now = stack.daemon.keepers();
+        now.len() == 1 && now != first
+    });
+    stack.logged("the keeper had ended; there is another one");
+    stack.restart_daemon(Signal::KILL);
+    stack.logged("\"resumed\":1");
+    assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "still"]).ok().out, "still\n");
+}
+
+/// Keeper and daemon both gone: as after a reboot everything is mounted anew.
+#[test]
+fn without_keeper_and_daemon() {
+    let mut stack = Stack::start();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    stack.soci_run("soci", &[], &reference, &["echo", "warm"]).ok();
+    stack.daemon.stop(Signal::KILL);
+    stack.daemon.end_keepers();
+    stack.daemon.launch();
+    stack.logged("\"mounted\":1");
+    assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "still"]).ok().out, "still\n");
+    assert_eq!(stack.mounts().len(), 1);
+}
+
+/// `--supervise`: the daemon is killed, nobody does anything, and containers go on.
+#[test]
+fn a_supervised_daemon_comes_back() {
+    let mut stack = Stack::start();
+    stack.daemon.stop(Signal::INT);
+    stack.daemon.set_arguments(&["--supervise"]);
+    stack.daemon.launch();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    stack.soci_run("soci", &[], &reference, &["echo", "warm"]).ok();
+    let supervisor = stack.daemon.id().unwrap();
+    let children = || -> Vec<i32> {
+        let path = format!("/proc/{supervisor}/task/{supervisor}/children");
+        fs::read_to_string(path).unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    };
+    let first = children();
+    assert_eq!(first.len(), 1);
+    rustix::process::kill_process(rustix::process::Pid::from_raw(first[0]).unwrap(), Signal::KILL).unwrap();
+    stack.logged("\"resumed\":1");
+    assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "still"]).ok().out, "still\n");
+    assert!(stack.daemon.runs() && children() != first);
+    // The signal is passed on, and ends both.
+    stack.daemon.stop(Signal::INT);
+    assert_eq!(stack.mounts(), Vec::<String>::new());
+    assert_eq!(stack.daemon.keepers(), Vec::<i32>::new());
+}
