@@ -3,9 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use soci_tests::image::Packing;
 use soci_tests::rootfs;
-use soci_tests::stack::{Stack, eventually};
+use soci_tests::stack::{Stack, container_name, eventually};
 
 /// EROFS mounts of a stack's daemon, and what its loop devices read.
 fn above_fuse(stack: &Stack) -> Vec<String> {
@@ -30,6 +31,21 @@ fn pulled(stack: &Stack) -> String {
     let (reference, _) = stack.publish(&image, "varied:1", 64 * 1024);
     stack.rpull(&[], &reference).ok();
     reference
+}
+
+/// Every file of the container's image, by its digest.
+const EVERYTHING: [&str; 3] =
+    ["sh", "-c", "busybox find / -xdev -type f -exec sha256sum {} + | busybox sort -k 2"];
+
+fn start(stack: &Stack, reference: &str) -> String {
+    let name = container_name();
+    stack.soci(&["run", "--detach", "--snapshotter", "soci", reference, &name, "sleep", "300"]).ok();
+    name
+}
+
+/// What a running container reads.
+fn read_everything(stack: &Stack, name: &str, exec: &str) -> String {
+    stack.ctr(&[&["task", "exec", "--exec-id", exec, name], EVERYTHING.as_slice()].concat()).ok().out
 }
 
 /// What `mount | grep fuse` shows is what it was; containers have EROFS, and all of it goes with the image.
@@ -59,4 +75,21 @@ fn switched_off() {
     let said = stack.soci_run("soci", &[], &reference, &["cat", "/proc/mounts"]).ok().out;
     let overlay = said.lines().find(|line| line.starts_with("overlay / ")).unwrap();
     assert!(!overlay.contains("erofs"), "{overlay}");
+}
+
+/// The next daemon goes on with the very mounts of one that was killed, and containers with their reads.
+#[test]
+fn a_killed_daemon_leaves_its_mounts_to_the_next() {
+    let mut stack = Stack::start();
+    let reference = pulled(&stack);
+    let name = start(&stack, &reference);
+    let expected = read_everything(&stack, &name, "before");
+    assert!(expected.lines().count() > 15, "{expected}");
+    let before = above_fuse(&stack);
+    stack.restart_daemon(Signal::KILL);
+    assert_eq!(above_fuse(&stack), before);
+    assert_eq!(stack.mounts().len(), 3);
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    assert_eq!(read_everything(&stack, &name, "after"), expected);
 }
