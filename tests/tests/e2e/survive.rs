@@ -437,3 +437,33 @@ fn a_supervised_daemon_comes_back() {
     assert_eq!(stack.mounts(), Vec::<String>::new());
     assert_eq!(stack.daemon.keepers(), Vec::<i32>::new());
 }
+
+/// A mount whose image was removed while somebody had a file of it open is out of sight, and still handed on.
+#[test]
+fn what_is_out_of_sight_is_served_on() {
+    let mut stack = Stack::with_config("[fuse]\nkernel = \"off\"\n");
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let mount = stack.mounts()[0].split(' ').nth(2).unwrap().to_owned();
+    let mut file = File::open(Path::new(&mount).join(BIG.0)).unwrap();
+    let mut start = vec![0; 4096];
+    file.read_exact(&mut start).unwrap();
+    stack.forget();
+    for signal in [Signal::KILL, Signal::TERM] {
+        stack.restart_daemon(signal);
+        assert_eq!(stack.mounts(), Vec::<String>::new());
+    }
+    let mut rest = Vec::new();
+    file.read_to_end(&mut rest).unwrap();
+    let whole = rootfs::noise(1, BIG.1);
+    assert!(start == whole[..4096] && rest == whole[4096..]);
+    drop(file);
+    // The last user has gone, and so has the mount, and what it was made from.
+    let layers = stack.daemon.root().join("layers");
+    stack.restart_daemon(Signal::TERM);
+    stack.rpull(&[], &reference).ok();
+    stack.forget();
+    eventually("its layer file is removed", Duration::from_secs(20), || {
+        fs::read_dir(&layers).unwrap().next().is_none()
+    });
+}
