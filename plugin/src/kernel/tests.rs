@@ -15,6 +15,7 @@ use ztoc::CompressedOffset;
 
 use super::*;
 use crate::fuse::{FuseOptions, Unmounted};
+use crate::keeper::Hold;
 
 #[derive(Debug)]
 struct Blob(Bytes);
@@ -64,7 +65,7 @@ fn readers_go_on_when_fuse_has_gone() {
     let at = root.path().join("snapshots/1/fs");
     fs::create_dir_all(&at).unwrap();
     let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
-    let fuse = FuseMount::mount(Arc::clone(&layer), &at, options, |_| crate::keeper::Hold::none()).unwrap();
+    let fuse = FuseMount::mount(Arc::clone(&layer), &at, options, |_| Hold::none()).unwrap();
     let options = KernelOptions { read_ahead_kib: 128, local_read_ahead_kib: 512 };
     let mount = Kernel { options }.attach(&layer, &at).unwrap();
 
