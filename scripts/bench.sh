@@ -105,7 +105,7 @@ fi
 
 heading 'Registry, link, containerd'
 start_slow_registry
-start_containerd
+start_containerd "${lazy_transfer[@]}"
 export CONTAINERD_ADDRESS=$scratch/containerd/containerd.sock CONTAINERD_NAMESPACE=$namespace
 say "registry behind a link of $round_trip ms and $megabits Mbit/s"
 

@@ -1,6 +1,13 @@
 # shellcheck shell=bash
 # Sourced. The Go project's snapshotter in the place of ours, if SOCI_PEER_BIN says where it is.
 
+# What containerd has to be told before its transfer service, which nerdctl uses, pulls lazily.
+lazy_transfer=('enable_remote_snapshot_annotations = "true"')
+for snapshotter in soci overlayfs; do
+    lazy_transfer+=('[[plugins."io.containerd.transfer.v1.local".unpack_config]]' 'platform = "linux/amd64"'
+        "snapshotter = \"$snapshotter\"" 'differ = "walking"')
+done
+
 # start_peer: its daemon, on the socket where containerd looks for ours, with the registry's authority among those it trusts.
 start_peer() {
     printf '%s\n' '[content_store]' 'type = "containerd"' "containerd_address = \"$scratch/containerd/containerd.sock\"" \

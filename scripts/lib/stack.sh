@@ -51,7 +51,9 @@ snippet() {
         sed -e "s|/run/soci-snapshotter-grpc/|$scratch/soci/|" -e "s|/var/lib/soci-snapshotter-grpc|$scratch/soci/root|"
 }
 
-# start_containerd: everything it keeps is in the scratch folder; no CRI.
+# shellcheck disable=SC2120 # quickstart.sh gives no arguments
+# start_containerd [LINES]: everything it keeps is in the scratch folder; no CRI. LINES go to the end of its configuration, where the
+# `exports` of our plugin are.
 start_containerd() {
     local folder=$scratch/containerd
     mkdir -p "$folder/opt"
@@ -70,6 +72,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
   path = "$folder/opt"
 EOF
     snippet >>"$folder/config.toml"
+    printf '%s\n' "$@" >>"$folder/config.toml"
     grep -q 'proxy_plugins.soci' "$folder/config.toml" || die 'README.md has no proxy_plugins.soci snippet'
     start containerd containerd --config "$folder/config.toml"
     wait_for 30 'containerd' ctr -a "$folder/containerd.sock" version
