@@ -132,8 +132,8 @@ about() {
 heading 'Measuring'
 for ((number = 1; number <= runs; number++)); do
     for row in "${selected[@]}"; do
-        for system in "${systems[@]}"; do
-            become "$system"
+        for each in "${systems[@]}"; do
+            become "$each"
             "row_$row"
         done
     done

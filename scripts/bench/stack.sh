@@ -66,10 +66,11 @@ nothing_left() {
         { [[ -z ${pid_of[soci-snapshotter-grpc]:-} ]] || [[ -z $(ctr snapshot --snapshotter soci ls | tail -n +2) ]]; }
 }
 
-# become SYSTEM: what the functions below measure from now on.
+# become SYSTEM: what the functions below measure from now on. Snapshots go while the daemon that made them is there.
 become() {
-    system=$1
+    remove_images
     stop soci-snapshotter-grpc INT 30
+    system=$1
 }
 
 # cold: nothing of an image is here, no cache has anything, the daemon has just started. The registry's disk is not what we measure.
