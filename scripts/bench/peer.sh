@@ -25,3 +25,10 @@ peer_pull() {
     read -ra command <<<"${SOCI_PEER_PULL:-nerdctl pull}"
     NERDCTL_TOML=$scratch/nerdctl.toml SSL_CERT_FILE=$scratch/tls/ca.pem "${command[@]}" "$1"
 }
+
+# peer_remove_content: the Go project keeps what it fetched itself for ever.
+peer_remove_content() {
+    local -a digests
+    mapfile -t digests < <(ctr content ls -q)
+    ((${#digests[@]} == 0)) || quietly ctr content rm "${digests[@]}"
+}

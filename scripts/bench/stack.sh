@@ -58,6 +58,7 @@ remove_images() {
     local -a names
     mapfile -t names < <(ctr image ls -q)
     ((${#names[@]} == 0)) || quietly ctr image rm --sync "${names[@]}"
+    [[ $system != upstream ]] || peer_remove_content
     wait_for 30 'the content of removed images' nothing_left
 }
 
