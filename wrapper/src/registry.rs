@@ -102,6 +102,7 @@ impl RegistryArgs {
                 ca: self.tlscacert.iter().cloned().collect(),
                 client_cert,
                 hosts_dir: self.hosts_dir.clone(),
+                ..HostOptions::default()
             },
             credentials: Arc::new(Chain::new(sources)),
             ..ClientOptions::default()

@@ -24,6 +24,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Largest manifest that is read, in bytes; registries have the same bound.
 pub const MAX_MANIFEST_SIZE: u64 = 4 << 20;
@@ -39,16 +40,33 @@ pub struct ClientOptions {
     pub header_timeout: Duration,
     /// Between two pieces of a body, in either direction.
     pub idle_timeout: Duration,
+    /// From the beginning of a request to the end of its answer, where there is such a limit. A stream goes on with another request then.
+    pub request_timeout: Option<Duration>,
+    /// Operations at the same time, retries and bodies included, for all clients that have this; None for no limit.
+    pub turns: Option<Arc<Semaphore>>,
     /// How often a request is sent again after a transient failure.
     pub retries: u32,
     /// The first wait before a retry; it doubles each time.
     pub min_backoff: Duration,
     /// The longest wait before a retry, also where the registry asks for a longer one.
     pub max_backoff: Duration,
+    /// The same three for ranges of blobs, where these are to differ.
+    pub range_retries: Option<RetryOptions>,
     /// Scheme, TLS and mirrors.
     pub hosts: HostOptions,
     /// Credentials.
     pub credentials: Arc<dyn CredentialSource>,
+}
+
+/// How often and after how long something is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryOptions {
+    /// How often after the first time.
+    pub retries: u32,
+    /// The first wait; it doubles each time.
+    pub min_backoff: Duration,
+    /// The longest wait.
+    pub max_backoff: Duration,
 }
 
 /// A manifest (or index) whose bytes match its digest.
@@ -101,9 +119,12 @@ impl Default for ClientOptions {
             connect_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
+            request_timeout: None,
+            turns: None,
             retries: 5,
             min_backoff: Duration::from_millis(200),
             max_backoff: Duration::from_secs(10),
+            range_retries: None,
             hosts: HostOptions::default(),
             credentials: Arc::new(NoCredentials),
         }
@@ -141,6 +162,7 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`].
     pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        let _turn = self.inner.turn().await;
         self.inner.resolve(reference).await
     }
 
@@ -149,6 +171,7 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`].
     pub async fn manifest(&self, reference: &Reference) -> Result<FetchedManifest, RegistryError> {
+        let _turn = self.inner.turn().await;
         self.inner.manifest(reference).await
     }
 
@@ -186,6 +209,7 @@ impl Client {
         digest: &Digest,
         limit: u64,
     ) -> Result<Bytes, RegistryError> {
+        let _turn = self.inner.turn().await;
         self.inner.blob_bytes(repository, digest, limit).await
     }
 
@@ -200,6 +224,7 @@ impl Client {
         digest: &Digest,
         range: Range<u64>,
     ) -> Result<Bytes, RegistryError> {
+        let _turn = self.inner.turn().await;
         self.inner.blob_range(repository, digest, range).await
     }
 
@@ -209,6 +234,7 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`].
     pub async fn greet(&self, repository: &Repository) -> Result<(), RegistryError> {
+        let _turn = self.inner.turn().await;
         self.inner.greet(repository).await
     }
 
@@ -218,6 +244,7 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`].
     pub async fn locate_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, RegistryError> {
+        let _turn = self.inner.turn().await;
         self.inner.locate_blob(repository, digest).await
     }
 
@@ -274,6 +301,7 @@ impl Client {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
+        let _turn = self.inner.turn().await;
         self.inner.referrers(repository, subject, artifact_type).await
     }
 
@@ -291,5 +319,17 @@ impl Client {
         subject: &Digest,
     ) -> Result<(), RegistryError> {
         self.inner.push_referrer(repository, descriptor, bytes, subject).await
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Waits until the operation may begin. It holds this until its end.
+    pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        match &self.options.turns {
+            Some(turns) => turns.clone().acquire_owned().await.ok(),
+            None => None,
+        }
     }
 }

@@ -5,15 +5,18 @@ mod endpoint;
 mod endpoints;
 mod folder;
 mod hosts_file;
+mod mirror;
 mod tls;
 mod transport;
 
 pub(crate) use capabilities::Capabilities;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use endpoints::Endpoints;
+pub use mirror::{MirrorHost, RequestTimeout};
 pub(crate) use transport::Transport;
 
 use reqwest::Url;
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// What is special about hosts: the same for every host that a client talks to, but for what `hosts_dir` says.
@@ -31,6 +34,8 @@ pub struct HostOptions {
     /// Folders of `hosts.toml` files in containerd's layout; the first that has a folder for a registry is read, when the
     /// registry is first asked and after every change. Empty for none.
     pub hosts_dir: Vec<PathBuf>,
+    /// Mirrors by the registry that they are for, as references name it; asked before those of `hosts_dir`, and before the registry itself.
+    pub mirrors: HashMap<String, Vec<MirrorHost>>,
 }
 
 impl HostOptions {

@@ -22,9 +22,11 @@ mod token;
 mod upload;
 
 pub use body::BlobStream;
-pub use client::{Client, ClientOptions, FetchedManifest, MAX_MANIFEST_SIZE, PushedManifest, ResolvedImage};
+pub use client::{
+    Client, ClientOptions, FetchedManifest, MAX_MANIFEST_SIZE, PushedManifest, ResolvedImage, RetryOptions,
+};
 pub use credentials::{Chain, CredentialSource, Credentials, DockerConfig, NoCredentials, StaticCredentials};
 pub use error::{ClientError, RegistryError};
-pub use host::HostOptions;
+pub use host::{HostOptions, MirrorHost, RequestTimeout};
 pub use reference::{Reference, ReferenceError, Repository};
 pub use upload::{BlobUpload, Progress, PushOutcome, UploadBody};

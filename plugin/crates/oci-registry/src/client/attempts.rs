@@ -1,6 +1,6 @@
 //! Endpoint after endpoint, and round after round.
 
-use super::Inner;
+use super::{ClientOptions, Inner};
 use crate::error::RegistryError;
 use crate::host::{Capabilities, Endpoint};
 use crate::reference::Repository;
@@ -71,6 +71,11 @@ impl Attempts {
     pub(super) fn at(inner: &Inner, endpoint: &Arc<Endpoint>) -> Self {
         let order = vec![(0, endpoint.clone())];
         Self { order, current: 0, worst: None, retry: Retry::new(&inner.options) }
+    }
+
+    /// With the retries that ranges have.
+    pub(super) fn of_ranges(self, options: &ClientOptions) -> Self {
+        Self { retry: Retry::of_ranges(options), ..self }
     }
 
     /// The endpoint to ask now.

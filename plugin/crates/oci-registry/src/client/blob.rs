@@ -17,6 +17,7 @@ use oci_spec::image::{Descriptor, Digest};
 use reqwest::{Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Progress that gives a stream all its retries back, in bytes. With less, a server could drip for ever.
 const GOOD_PROGRESS: u64 = 1 << 20;
@@ -149,6 +150,7 @@ struct Reading {
     failed_at: u64,
     attempts: Attempts,
     finished: bool,
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 pub(super) async fn stream(
@@ -156,6 +158,7 @@ pub(super) async fn stream(
     repository: &Repository,
     descriptor: &Descriptor,
 ) -> Result<BlobStream, RegistryError> {
+    let turn = inner.turn().await;
     let mut attempts = inner.blob_attempts(repository, descriptor.digest()).await?;
     let connection = loop {
         match inner.open_blob(&attempts.endpoint()?, repository, descriptor, 0).await {
@@ -173,6 +176,7 @@ pub(super) async fn stream(
         failed_at: 0,
         attempts,
         finished: false,
+        _turn: turn,
     };
     let inner =
         try_unfold(

@@ -29,7 +29,7 @@ impl Inner {
             return Ok(Bytes::new());
         }
         let wanted = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
-        let mut attempts = self.blob_attempts(repository, digest).await?;
+        let mut attempts = self.blob_attempts(repository, digest).await?.of_ranges(&self.options);
         loop {
             let call = Self::blob_call(&attempts.endpoint()?, repository, Method::GET, digest)?;
             let call = call.header(RANGE, &wanted);

@@ -132,6 +132,9 @@ impl Inner {
             if !call.body.is_empty() {
                 request = request.body(call.body.clone());
             }
+            if let Some(timeout) = call.endpoint.request_timeout {
+                request = request.timeout(timeout);
+            }
             let started = Instant::now();
             let response = self.exchange(&host, self.head_deadline(), request.send()).await?;
             let (took, status) = (started.elapsed(), response.status().as_u16());
@@ -221,7 +224,10 @@ impl Inner {
     /// Sends a call to a URL that the registry named, without any authorisation.
     pub(super) async fn send_elsewhere(&self, call: &Call<'_>, url: &Url) -> Result<Response, RegistryError> {
         let http = call.endpoint.transport.elsewhere_for(url);
-        let request = http.request(call.method.clone(), url.clone()).headers(call.headers.clone());
+        let mut request = http.request(call.method.clone(), url.clone()).headers(call.headers.clone());
+        if let Some(timeout) = call.endpoint.request_timeout {
+            request = request.timeout(timeout);
+        }
         let (host, started) = (host_of(url), Instant::now());
         let response = self.exchange(&host, self.head_deadline(), request.send()).await?;
         let (took, status) = (started.elapsed(), response.status().as_u16());

@@ -29,6 +29,8 @@ pub(crate) struct Endpoint {
     /// The registry that this is a mirror of; goes into the query as `ns`.
     pub(crate) namespace: Option<String>,
     pub(crate) transport: Arc<Transport>,
+    /// For a whole request, its body included.
+    pub(crate) request_timeout: Option<Duration>,
     unreachable_since: Mutex<Option<Instant>>,
     contact: Contact,
     referrers_api: AtomicBool,
@@ -57,12 +59,13 @@ pub(crate) struct EndpointParts {
     pub(crate) header: HeaderMap,
     pub(crate) namespace: Option<String>,
     pub(crate) transport: Arc<Transport>,
+    pub(crate) request_timeout: Option<Duration>,
 }
 
 impl Endpoint {
     pub(crate) fn new(parts: EndpointParts) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let EndpointParts { base, host, capabilities, header, namespace, transport } = parts;
+        let EndpointParts { base, host, capabilities, header, namespace, transport, request_timeout } = parts;
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             base,
@@ -71,6 +74,7 @@ impl Endpoint {
             header,
             namespace,
             transport,
+            request_timeout,
             unreachable_since: Mutex::default(),
             contact: Contact { made: AtomicBool::new(false), turn: Semaphore::new(1) },
             referrers_api: AtomicBool::new(false),
@@ -104,7 +108,15 @@ impl Endpoint {
         let transport = Arc::new(Transport::new(&options, "test", DEMOTION).unwrap());
         let (host, header) = (crate::token::host_of(&base), HeaderMap::new());
         let capabilities = Capabilities::ALL;
-        Self::new(EndpointParts { base, host, capabilities, header, namespace: None, transport })
+        Self::new(EndpointParts {
+            base,
+            host,
+            capabilities,
+            header,
+            namespace: None,
+            transport,
+            request_timeout: None,
+        })
     }
 
     /// Whether repositories have other names here: their paths have a prefix of their own.

@@ -3,6 +3,7 @@
 use super::endpoint::{Endpoint, EndpointParts};
 use super::folder::{self, Fingerprint};
 use super::hosts_file::HostEntry;
+use super::mirror::{MirrorHost, RequestTimeout};
 use super::transport::Transport;
 use crate::client::ClientOptions;
 use crate::error::ClientError;
@@ -112,7 +113,13 @@ impl Loader {
         if before == Some(&found.fingerprint) {
             return Ok(None);
         }
-        let endpoints = found.entries.into_iter().map(|entry| self.endpoint(repository, entry).map(Arc::new));
+        let mirrors =
+            self.options.hosts.mirrors.get(repository.domain()).map(Vec::as_slice).unwrap_or_default();
+        let mirrors = mirrors.iter().map(MirrorHost::entry).collect::<Result<Vec<_>, _>>()?;
+        let endpoints = mirrors
+            .into_iter()
+            .chain(found.entries)
+            .map(|entry| self.endpoint(repository, entry).map(Arc::new));
         let list = endpoints.collect::<Result<Vec<_>, _>>()?;
         Ok(Some((found.fingerprint, list.into())))
     }
@@ -146,7 +153,13 @@ impl Loader {
             }
         };
         let namespace = (host != domain && host != registry).then(|| domain.to_owned());
+        let request_timeout = match entry.request_timeout {
+            Some(RequestTimeout::Never) => None,
+            Some(RequestTimeout::After(timeout)) => Some(timeout),
+            None => options.request_timeout,
+        };
         let (capabilities, header) = (entry.capabilities, entry.header);
-        Ok(Endpoint::new(EndpointParts { base, host, capabilities, header, namespace, transport }))
+        let parts = EndpointParts { base, host, capabilities, header, namespace, transport, request_timeout };
+        Ok(Endpoint::new(parts))
     }
 }

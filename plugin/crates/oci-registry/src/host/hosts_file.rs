@@ -2,6 +2,7 @@
 //! a table `[host."URL"]` for each mirror; mirrors are asked in the order of the file, the server last.
 
 use super::capabilities::Capabilities;
+use super::mirror::RequestTimeout;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ pub(super) struct HostEntry {
     pub(super) skip_verify: Option<bool>,
     pub(super) header: HeaderMap,
     pub(super) dial_timeout: Option<Duration>,
+    /// Not in the file: of mirrors that come from elsewhere.
+    pub(super) request_timeout: Option<RequestTimeout>,
 }
 
 /// Where a host is.
@@ -48,6 +51,7 @@ impl Default for HostEntry {
             skip_verify: None,
             header: HeaderMap::new(),
             dial_timeout: None,
+            request_timeout: None,
         }
     }
 }
@@ -102,6 +106,7 @@ impl Keys<'_> {
             skip_verify: self.flag("skip_verify")?,
             header: self.header()?,
             dial_timeout: self.dial_timeout()?,
+            request_timeout: None,
         })
     }
 
@@ -242,7 +247,7 @@ fn type_of(value: &Value) -> &'static str {
 }
 
 /// The API's root of `text`, a URL or a host: `/v2` is added, unless it is there or the path is to be taken as it is.
-fn host_url(key: &str, text: &str, override_path: bool) -> Result<HostUrl, Mistake> {
+pub(super) fn host_url(key: &str, text: &str, override_path: bool) -> Result<HostUrl, Mistake> {
     let wrong = |reason: &str| Mistake { key: key.to_owned(), reason: reason.to_owned() };
     let full = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
     let mut base = Url::parse(&full).map_err(|_| wrong("is not a URL"))?;
