@@ -161,6 +161,12 @@ impl Config {
         seconds(self.deadlines.negative_ttl_sec)
     }
 
+    /// How long a found index is believed to be the newest.
+    #[must_use]
+    pub fn found_ttl(&self) -> Duration {
+        seconds(self.deadlines.found_ttl_sec)
+    }
+
     /// The largest zTOC that is read, in bytes.
     #[must_use]
     pub fn max_ztoc_bytes(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! The daemon from its command line to its end: validate, compose, serve, drain.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::{self, Write as _};
@@ -11,10 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazy_layer::{LayerStore, StoreOptions};
-use oci_registry::{Chain, ClientOptions, CredentialSource, DockerConfig, HostOptions};
+use oci_registry::{
+    Chain, ClientOptions, CredentialSource, DockerConfig, HostOptions, MirrorHost, RequestTimeout,
+    RetryOptions,
+};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::UnixListenerStream;
 
 mod lazy;
@@ -24,7 +29,7 @@ mod supervise;
 
 use crate::adopt::{self, AdoptError};
 use crate::args::{Args, Command, ConfigCommand};
-use crate::config::{Config, LoadError, count, or};
+use crate::config::{Config, LoadError, Mirror, count, or};
 use crate::credentials::{FromKeyring, Keyring};
 use crate::fuse::FuseOptions;
 use crate::grpc::{OwnService, SnapshotsService};
@@ -144,7 +149,7 @@ fn run(args: &Args) -> Result<ExitCode, DaemonError> {
     adopt::keep_to_ourselves();
     let config = Config::load(file, asked_for)?;
     // Only a program that embeds this one has a subscriber already.
-    let _ = telemetry::init(args.log_level);
+    let _ = telemetry::init(args.log_level, config.fuse.log_fuse_operations);
     let runtime = Runtime::new().map_err(DaemonError::Runtime)?;
     let result = runtime.block_on(serve(args, &config, inherited));
     // What still runs waits for a registry, and nobody waits for it.
@@ -182,6 +187,7 @@ async fn serve(args: &Args, config: &Config, inherited: Vec<(String, OwnedFd)>) 
     socket.listener.set_nonblocking(true).map_err(DaemonError::Runtime)?;
     let listener = tokio::net::UnixListener::from_std(socket.listener).map_err(DaemonError::Runtime)?;
     let router = crate::grpc::router(
+        count(config.limits.calls),
         SnapshotsService::new(parts.snapshotter.clone()),
         OwnService::new(parts.snapshotter.clone(), Arc::clone(&parts.keyring), Arc::clone(&parts.registries)),
     );
@@ -369,16 +375,47 @@ fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientOptions {
     let handed: Arc<dyn CredentialSource> = Arc::new(FromKeyring(Arc::clone(keyring)));
     let folders = std::env::split_paths(&config.resolver.config_path);
     let hosts_dir = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
+    let retries = |value, default| u32::try_from(or(value, default)).unwrap_or(0);
+    let whole = RetryOptions {
+        retries: retries(http.max_retries, 8),
+        min_backoff: millis(http.min_wait_msec, 30),
+        max_backoff: millis(http.max_wait_msec, 300_000),
+    };
+    let blob = &config.blob;
+    let ranges = RetryOptions {
+        retries: if blob.max_retries == 0 { whole.retries } else { retries(blob.max_retries, 0) },
+        min_backoff: if blob.min_wait_msec == 0 { whole.min_backoff } else { millis(blob.min_wait_msec, 0) },
+        max_backoff: if blob.max_wait_msec == 0 { whole.max_backoff } else { millis(blob.max_wait_msec, 0) },
+    };
+    let requests = config.general.max_concurrency;
+    let requests = if requests < 0 { 100 } else { count(requests) };
     ClientOptions {
         connect_timeout: millis(http.dial_timeout_msec, 3_000),
         header_timeout: millis(http.response_header_timeout_msec, 3_000),
-        retries: u32::try_from(or(http.max_retries, 8)).unwrap_or(0),
-        min_backoff: millis(http.min_wait_msec, 30),
-        max_backoff: millis(http.max_wait_msec, 300_000),
-        hosts: HostOptions { hosts_dir, ..HostOptions::default() },
+        request_timeout: Some(millis(http.request_timeout_msec, 300_000)),
+        turns: (requests > 0).then(|| Arc::new(Semaphore::new(requests.min(Semaphore::MAX_PERMITS)))),
+        retries: whole.retries,
+        min_backoff: whole.min_backoff,
+        max_backoff: whole.max_backoff,
+        range_retries: Some(ranges),
+        hosts: HostOptions { hosts_dir, mirrors: mirrors(config), ..HostOptions::default() },
         credentials: Arc::new(Chain::new(vec![handed, docker])),
         ..ClientOptions::default()
     }
+}
+
+fn mirrors(config: &Config) -> HashMap<String, Vec<MirrorHost>> {
+    let of = |mirror: &Mirror| MirrorHost {
+        host: mirror.host.clone(),
+        insecure: mirror.insecure,
+        request_timeout: match u64::try_from(mirror.request_timeout_sec) {
+            Ok(0) => None,
+            Ok(seconds) => Some(RequestTimeout::After(Duration::from_secs(seconds))),
+            Err(_) => Some(RequestTimeout::Never),
+        },
+    };
+    let all = config.resolver.host.iter();
+    all.map(|(registry, mirrors)| (registry.clone(), mirrors.iter().map(of).collect())).collect()
 }
 
 fn layer_options(root: &Path, config: &Config) -> StoreOptions {
@@ -405,6 +442,7 @@ fn resolve_options(config: &Config) -> resolve::Options {
         mount_deadline: config.mount_deadline(),
         containerd_deadline: config.containerd_deadline(),
         negative_ttl: config.negative_ttl(),
+        found_ttl: config.found_ttl(),
         images: count(or(config.general.resolve_result_entry, 256)),
         max_ztoc_bytes: config.max_ztoc_bytes(),
         layers_ahead: count(config.limits.layers_ahead),

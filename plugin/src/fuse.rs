@@ -16,7 +16,6 @@ mod handshake;
 mod mount;
 mod session;
 mod state_file;
-mod throttle;
 mod view;
 
 pub use mount::{FuseMount, FuseOptions, MountError, UnmountError, Unmounted};

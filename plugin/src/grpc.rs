@@ -15,15 +15,18 @@ use tonic::transport::server::Router;
 /// Largest message in either direction, bytes: containerd's own limit (tonic's default is 4 MiB).
 pub const MAX_MESSAGE_SIZE: usize = 16 << 20;
 
-/// Both services, ready to be served.
-pub fn router(snapshots: SnapshotsService, own: OwnService) -> Router {
+/// Both services, ready to be served; a client's calls beyond `calls` at the same time wait.
+pub fn router(calls: usize, snapshots: SnapshotsService, own: OwnService) -> Router {
     let snapshots = SnapshotsServer::new(snapshots)
         .max_decoding_message_size(MAX_MESSAGE_SIZE)
         .max_encoding_message_size(MAX_MESSAGE_SIZE);
     let own = DaemonServer::new(own)
         .max_decoding_message_size(MAX_MESSAGE_SIZE)
         .max_encoding_message_size(MAX_MESSAGE_SIZE);
-    tonic::transport::Server::builder().add_service(snapshots).add_service(own)
+    tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(calls.max(1))
+        .add_service(snapshots)
+        .add_service(own)
 }
 
 /// Which containerd namespace a request is for: the header where containerd sends it (2.1), else the first part of the key, which containerd makes

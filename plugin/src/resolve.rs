@@ -29,11 +29,11 @@ use flights::Flights;
 use index::{FoundIndex, ImageKey, IndexOutcome};
 use source::RegistryBlob;
 
-/// How long a question goes on being looked into when nobody waits for it any more.
+/// How long a question goes on being looked into when nobody waits for it any more. Long enough for a slow registry's answer to be there
+/// for the next who asks; nobody's patience depends on it.
 const FLIGHT: Duration = Duration::from_secs(30);
-/// How long a found index is believed to be the newest.
-const FOUND_TTL: Duration = Duration::from_secs(60);
-/// Layers that are being made at the same time, at most, before the oldest one's waiters are told to look for themselves.
+/// Layers that are being made at the same time, at most, before the oldest one's waiters are told to look for themselves. More than calls
+/// that can be under way; each is a few hundred bytes.
 const LAYER_FLIGHTS: usize = 1024;
 
 /// How to look.
@@ -51,6 +51,8 @@ pub struct Options {
     pub containerd_deadline: Duration,
     /// How long "no index" and failures are believed.
     pub negative_ttl: Duration,
+    /// How long a found index is believed to be the newest.
+    pub found_ttl: Duration,
     /// Images remembered.
     pub images: usize,
     /// Largest zTOC, bytes.
@@ -267,9 +269,9 @@ impl Resolver {
     }
 
     async fn index_of(self: &Arc<Self>, key: ImageKey) -> Option<IndexOutcome> {
-        let negative = self.options.negative_ttl;
+        let Options { negative_ttl: negative, found_ttl: found, .. } = self.options;
         let ttl = move |outcome: &IndexOutcome| match outcome {
-            IndexOutcome::Found(_) => FOUND_TTL,
+            IndexOutcome::Found(_) => found,
             IndexOutcome::Absent(_) | IndexOutcome::Failed(_) => negative,
         };
         let this = Arc::clone(self);

@@ -34,7 +34,7 @@ impl Level {
     pub const INFO: Level = Level(LevelFilter::INFO);
 
     /// Our own crates at this level; libraries only when something is wrong with them, or at trace.
-    fn targets(self) -> Targets {
+    fn targets(self, fuse_operations: bool) -> Targets {
         let theirs =
             if self.0 == LevelFilter::TRACE { LevelFilter::DEBUG } else { LevelFilter::WARN.min(self.0) };
         [
@@ -48,6 +48,10 @@ impl Level {
         ]
         .into_iter()
         .fold(Targets::new().with_default(theirs), |targets, own| targets.with_target(own, self.0))
+        .with_target(
+            "fuser::request",
+            if fuse_operations { self.0.min(LevelFilter::DEBUG) } else { LevelFilter::WARN.min(self.0) },
+        )
     }
 }
 
@@ -73,12 +77,14 @@ impl fmt::Display for Level {
     }
 }
 
-/// Sends everything at `level` and above to stdout, for the whole process.
+/// Sends everything at `level` and above to stdout, for the whole process; the requests of file systems only with `fuse_operations`.
 ///
 /// # Errors
 /// When the process has a subscriber already.
-pub fn init(level: Level) -> Result<(), TryInitError> {
-    tracing_subscriber::registry().with(JsonLines::stdout().with_filter(level.targets())).try_init()
+pub fn init(level: Level, fuse_operations: bool) -> Result<(), TryInitError> {
+    tracing_subscriber::registry()
+        .with(JsonLines::stdout().with_filter(level.targets(fuse_operations)))
+        .try_init()
 }
 
 /// An error and its causes in one line, `outer: inner: innermost`. For errors whose own text leaves the cause out, as ours do.

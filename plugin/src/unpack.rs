@@ -24,7 +24,7 @@ use crate::snapshot::labels::LayerRequest;
 use crate::telemetry::chain;
 use stream::{Decompressed, Hashed, Piece, Pieces};
 
-/// Pieces of the blob between the task and the thread.
+/// Pieces of the blob between the task and the thread: some hundred KiB, enough to bridge a pause of either.
 const QUEUE: usize = 16;
 
 /// How to unpack.

@@ -107,7 +107,7 @@ tables! {
         debug "debug": Bool = false;
         /// Accepted for upstream's sake, with a warning: what a container reads is always verified.
         disable_verification "disable_verification": Bool = false;
-        /// Requests to registries at the same time, for the whole daemon (negative: 100) (not used yet).
+        /// Requests to registries at the same time, for the whole daemon (0: no limit, negative: 100).
         max_concurrency "max_concurrency": Int(ANY) = 100;
         /// Turns metrics off.
         no_prometheus "no_prometheus": Bool = false;
@@ -142,7 +142,7 @@ tables! {
         dial_timeout_msec "http.DialTimeoutMsec": Int(NATURAL) = 3_000;
         /// Milliseconds until a response begins (0: 3000).
         response_header_timeout_msec "http.ResponseHeaderTimeoutMsec": Int(NATURAL) = 3_000;
-        /// Milliseconds for a whole request (0: 300000) (not used yet).
+        /// Milliseconds for a whole request; a download that takes longer goes on with another (0: 300000).
         request_timeout_msec "http.RequestTimeoutMsec": Int(NATURAL) = 300_000;
     }
     /// Reading layers.
@@ -155,11 +155,11 @@ tables! {
         fetching_timeout_sec "blob.fetching_timeout_sec": Int(0..=86_400) = 300;
         /// Accepted for upstream's sake: every request asks for a single range.
         force_single_range_mode "blob.force_single_range_mode": Bool = false;
-        /// Retries of a ranged request (0: as under [http]) (not used yet).
+        /// Retries of a ranged request (0: as under [http]; negative: none).
         max_retries "blob.max_retries": Int(ANY) = 0;
-        /// Milliseconds before the first retry (0: as under [http]) (not used yet).
+        /// Milliseconds before the first retry (0: as under [http]).
         min_wait_msec "blob.min_wait_msec": Int(NATURAL) = 0;
-        /// Milliseconds before a retry at most (0: as under [http]) (not used yet).
+        /// Milliseconds before a retry at most (0: as under [http]).
         max_wait_msec "blob.max_wait_msec": Int(NATURAL) = 0;
         /// Further downloads of a span that did not match its digest (negative: 3).
         max_span_verification_retries "blob.max_span_verification_retries": Int(ANY) = 0;
@@ -191,7 +191,7 @@ tables! {
         read_ahead_kib "fuse.read_ahead_kib": Int(0..=65_536) = 1_024;
         /// KiB that the kernel reads ahead of a reader of a layer that is complete on the local disk (ours).
         local_read_ahead_kib "fuse.local_read_ahead_kib": Int(0..=65_536) = 1_024;
-        /// Logs each file system request at debug (not used yet).
+        /// Logs each file system request, where --log-level is debug or trace.
         log_fuse_operations "fuse.log_fuse_operations": Bool = false;
     }
     /// Fetching what nobody asked for yet.
@@ -274,7 +274,7 @@ tables! {
         auth_client_ttl_sec "resolver.auth_client_ttl_sec": Int(ANY) = 3_600;
         /// Accepted for upstream's sake: clients are always shared.
         enable_auth_client_sharing "resolver.enable_auth_client_sharing": Bool = false;
-        /// Mirrors of a host: tables with mirrors = [{host, insecure, request_timeout_sec}] (not used yet; config_path is).
+        /// Mirrors of a host: tables with mirrors = [{host, insecure, request_timeout_sec}], asked before those of config_path.
         host "resolver.host": Hosts = BTreeMap::new();
         /// Directories with containerd's <host>/hosts.toml files, separated by colons as in containerd's key of this name; the first that has the host wins, empty for none (ours).
         config_path "resolver.config_path": Text = "";
@@ -300,9 +300,13 @@ tables! {
         drain_sec "deadlines.drain_sec": Int(SECONDS) = 10;
         /// Seconds that "this image has no index" and a registry's failure are remembered.
         negative_ttl_sec "deadlines.negative_ttl_sec": Int(0..=3_600) = 5;
+        /// Seconds that an image's index is believed to be the newest.
+        found_ttl_sec "deadlines.found_ttl_sec": Int(1..=3_600) = 60;
     }
     /// How much at the same time (ours).
     Limits limits {
+        /// Calls of one client (containerd is one) at the same time; more wait.
+        calls "limits.calls": Int(1..=65_536) = 1_024;
         /// Threads that check and inflate spans (0: one for each CPU).
         inflate_threads "limits.inflate_threads": Int(0..=1_024) = 0;
         /// Spans being fetched at the same time, for the whole daemon.

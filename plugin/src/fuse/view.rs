@@ -14,11 +14,14 @@ use lazy_layer::{Layer, Mapping};
 use super::attributes::{self, LAYER_FILE, Node, STATE_DIRECTORY, STATE_FILE};
 use super::errno::ToErrno;
 use super::state_file::{self, StateFile};
-use super::throttle::Throttle;
+use crate::telemetry::Limiter;
 
 /// How long the kernel may believe an answer: for ever, nothing changes.
 pub(super) const FOREVER: Duration = Duration::from_secs(1 << 30);
 const NEVER: Duration = Duration::ZERO;
+/// Lines about one mount that pass at once, and the time after which one more does.
+const LINES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(2);
 /// What overlayfs asks for on an opaque directory: without and with the option `userxattr`. The image stores the first.
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const USER_OPAQUE: &[u8] = b"user.overlay.opaque";
@@ -31,7 +34,7 @@ pub(super) struct View {
     pub(super) state: StateFile,
     /// Whether the layer file can be found by its name.
     layer_file: bool,
-    throttle: Throttle,
+    brake: Limiter,
 }
 
 /// Everything that a request can end with but success.
@@ -40,7 +43,13 @@ pub(super) type Outcome<T> = Result<T, Errno>;
 impl View {
     pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, layer_file: bool) -> View {
         let state = StateFile::new(&layer);
-        View { layer, mount_point: mount_point.to_owned(), state, layer_file, throttle: Throttle::new() }
+        View {
+            layer,
+            mount_point: mount_point.to_owned(),
+            state,
+            layer_file,
+            brake: Limiter::new(LINES, PAUSE),
+        }
     }
 
     /// The one boundary that no panic passes. A reply that is dropped by one tells the kernel EIO.
@@ -51,7 +60,7 @@ impl View {
     }
 
     pub(super) fn log(&self, message: &str, error: &dyn std::fmt::Display) {
-        let Some(suppressed) = self.throttle.pass() else { return };
+        let Some(suppressed) = self.brake.pass() else { return };
         let (mount_point, key) = (self.mount_point.display(), self.layer.key());
         tracing::error!(layer = %key.layer, "mount-point" = %mount_point, suppressed, error = %error, "{message}");
     }

@@ -20,7 +20,8 @@ use super::content::{ArtifactError, Origin, What, fetch};
 
 /// Largest manifest or index that is read, bytes.
 const MAX_MANIFEST: u64 = soci_index::MAX_INDEX_SIZE as u64;
-/// Referrers that are looked at, newest first, before the image counts as one without an index.
+/// Referrers that are looked at, newest first, before the image counts as one without an index. Each costs a round trip of the time that
+/// `deadlines.resolve_sec` allows for all.
 const MAX_CANDIDATES: usize = 4;
 /// How long after an index the daemon waits before it puts it into containerd's store: the zTOCs that its layers need arrive meanwhile.
 const KEEP_AFTER: Duration = Duration::from_secs(3);

@@ -1,18 +1,33 @@
 //! Events as lines of JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::Write;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::Value;
+use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
+use super::Limiter;
+
+/// Crates whose lines a registry or an image can cause at will.
+const BRAKED: [&str; 2] = ["lazy_layer", "oci_registry"];
+/// Lines of one kind that pass at once, and the time after which one more does.
+const BURST: u32 = 20;
+const PAUSE: Duration = Duration::from_secs(2);
+
 /// Writes each event as one flat JSON object with sorted keys: its fields, `level`, `msg` and `time`.
+///
+/// What outsiders can cause at will is braked, each kind of line for itself; the next that passes has the number of the others in
+/// `suppressed`. Debug lines are not braked: whoever asks for them wants them all.
 pub struct JsonLines<W> {
     out: Mutex<W>,
+    /// As many as the crates have places that log.
+    brakes: Mutex<HashMap<Identifier, Limiter>>,
 }
 
 struct Fields(BTreeMap<&'static str, Value>);
@@ -30,7 +45,19 @@ impl JsonLines<std::io::Stdout> {
 impl<W: Write> JsonLines<W> {
     /// To any writer, one `write` call a line, so that lines of several threads stay whole.
     pub fn new(out: W) -> Self {
-        JsonLines { out: Mutex::new(out) }
+        JsonLines { out: Mutex::new(out), brakes: Mutex::default() }
+    }
+}
+
+impl<W> JsonLines<W> {
+    /// None for one line too many, otherwise how many were.
+    fn pass(&self, kind: &'static Metadata<'static>) -> Option<u64> {
+        let krate = kind.target().split("::").next().unwrap_or_default();
+        if *kind.level() > Level::INFO || !BRAKED.contains(&krate) {
+            return Some(0);
+        }
+        let mut brakes = self.brakes.lock();
+        brakes.entry(kind.callsite()).or_insert_with(|| Limiter::new(BURST, PAUSE)).pass()
     }
 }
 
@@ -42,8 +69,12 @@ impl<W> fmt::Debug for JsonLines<W> {
 
 impl<S: Subscriber, W: Write + 'static> Layer<S> for JsonLines<W> {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let Some(suppressed) = self.pass(event.metadata()) else { return };
         let mut fields = Fields(BTreeMap::new());
         event.record(&mut fields);
+        if suppressed > 0 {
+            fields.0.insert("suppressed", Value::from(suppressed));
+        }
         let line = fields.finish(*event.metadata().level(), jiff::Timestamp::now());
         let mut out = self.out.lock();
         // A full disk or a closed pipe must not end the daemon, and there is nobody left to tell.
@@ -159,6 +190,22 @@ mod tests {
         // 2022-08-16T18:06:48.628108043Z
         assert_eq!(time.len(), "2022-08-16T18:06:48.628108043Z\"}\n".len());
         assert!(time.ends_with("Z\"}\n"));
+    }
+
+    #[test]
+    fn what_outsiders_can_cause_is_braked_and_counted() {
+        let text = said(|| {
+            for n in 0..100 {
+                tracing::warn!(target: "lazy_layer::fetch", n, "a source sent wrong bytes");
+                tracing::debug!(target: "lazy_layer::fetch", n, "detail");
+                tracing::warn!(n, "our own");
+            }
+            tracing::warn!(target: "lazy_layer::fetch", "another kind");
+        });
+        let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+        // The clock may let one more through.
+        assert!((BURST as usize..=BURST as usize + 1).contains(&count("wrong bytes")), "{text}");
+        assert_eq!((count("detail"), count("our own"), count("another kind")), (100, 100, 1));
     }
 
     #[test]
