@@ -26,7 +26,7 @@ pub(super) fn supervise(args: &Args) -> Result<ExitCode, DaemonError> {
         let reason = "with fd:// the service manager is the supervisor";
         return Err(DaemonError::Supervise(io::Error::new(io::ErrorKind::InvalidInput, reason)));
     }
-    let _ = telemetry::init(args.log_level);
+    let _ = telemetry::init(args.log_level, false);
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
     runtime.block_on(run()).map_err(DaemonError::Supervise)
