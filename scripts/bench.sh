@@ -86,6 +86,7 @@ report=$scratch/report results=$scratch/report/results.tsv logs=$scratch/report/
 mkdir -p "$logs" "$report"
 heading 'What is needed'
 install_packages "${packages_build[@]}" "${packages_stack[@]}" "${packages_image[@]}" "${packages_bench[@]}"
+given=$binaries
 if [[ -z $binaries ]]; then
     need_cargo
     say 'building soci, soci-snapshotter-grpc and soci-bench (release)'
@@ -123,8 +124,9 @@ done
 # about: where and of what the figures are.
 about() {
     local commit
-    commit=$(git -c safe.directory="*" -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)
-    printf 'Commit %s; registry with TLS behind a link of %s ms and %s Mbit/s; %s × %s, %s GiB, Linux %s, containerd %s; overlayfs: ctr with overlayfs; soci-fuse: ours without the kernel front end.' \
+    commit="Commit $(git -c safe.directory="*" -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)"
+    [[ -z $given ]] || commit='Programs given with --binaries'
+    printf '%s; registry with TLS behind a link of %s ms and %s Mbit/s; %s × %s, %s GiB, Linux %s, containerd %s; overlayfs: ctr with overlayfs; soci-fuse: ours without the kernel front end.' \
         "$commit" "$round_trip" "$megabits" "$(nproc)" "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" \
         "$(awk '/MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo)" "$(uname -r)" "$(containerd --version | awk '{ print $3 }')"
 }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use super::results::Results;
 use super::table::STARTS;
 
-const WIDTH: f64 = 760.0;
-const LEFT: f64 = 250.0;
+const WIDTH: f64 = 800.0;
+const LEFT: f64 = 290.0;
 const RIGHT: f64 = 90.0;
 const BAR: f64 = 16.0;
 const GAP: f64 = 18.0;
@@ -198,7 +198,7 @@ mod tests {
         let svg = cold_starts(&Results::parse("node\toverlayfs\t1\ttotal\t10\nnode\tsoci\t1\ttotal\t2.5\n"));
         let widths: Vec<&str> = svg
             .lines()
-            .filter(|line| line.contains(r#"x="250""#))
+            .filter(|line| line.contains(r#"x="290""#))
             .filter_map(|line| line.split('"').nth(5))
             .collect();
         assert_eq!(widths, ["420.0", "105.0"]);
@@ -234,7 +234,7 @@ mod tests {
             .collect();
         assert_eq!(
             areas,
-            ["70.0,264.0 730.0,209.0 730.0,264.0 70.0,264.0", "70.0,264.0 730.0,44.0 730.0,209.0 70.0,264.0"]
+            ["70.0,264.0 770.0,209.0 770.0,264.0 70.0,264.0", "70.0,264.0 770.0,44.0 770.0,209.0 70.0,264.0"]
         );
         assert!(svg.contains("4 MB"));
     }

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// What everything is compared with.
+pub const BASELINE: &str = "overlayfs";
+
 /// All measurements of a benchmark.
 #[derive(Debug, Default, Clone)]
 pub struct Results {
@@ -40,10 +43,11 @@ impl Results {
                 results.systems.push(system.to_owned());
             }
         }
+        results.systems.sort_by_key(|system| system != BASELINE);
         results
     }
 
-    /// In the order in which they were measured first.
+    /// What everything is compared with first, then in the order in which they were measured.
     pub fn systems(&self) -> &[String] {
         &self.systems
     }
@@ -95,7 +99,7 @@ mod tests {
             "node\tsoci\t1\ttotal\t3\nnode\toverlayfs\t1\ttotal\t10\nnode\tsoci\t2\ttotal\t1\nnode\tsoci\t3\ttotal\t2.5\n\
              read\tsoci\t1\ttotal\t7\n",
         );
-        assert_eq!(results.systems(), ["soci", "overlayfs"]);
+        assert_eq!(results.systems(), ["overlayfs", "soci"]);
         assert_eq!(
             results.spread("node", "soci", "total"),
             Some(Spread { median: 2.5, least: 1.0, most: 3.0 })

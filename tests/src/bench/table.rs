@@ -2,10 +2,7 @@
 
 use std::fmt::Write;
 
-use super::results::{Results, Spread};
-
-/// What everything is compared with.
-const BASELINE: &str = "overlayfs";
+use super::results::{BASELINE, Results, Spread};
 
 /// A row of the table that compares seconds.
 #[derive(Debug, Clone, Copy)]
