@@ -3,16 +3,15 @@
 //! This reads what a registry sent on the hot path, so it is safe code: zlib-rs's own Rust API, which cannot begin inside a byte. See
 //! [`prefix`] for how it is made to.
 
+mod inflater;
 mod prefix;
 
 use thiserror::Error;
-use zlib_rs::{Inflate, InflateError, InflateFlush, Status};
 
-use crate::{Checkpoint, gzip};
+use crate::Checkpoint;
 
-use self::prefix::Prefix;
+pub use self::inflater::{Pushed, SpanInflater};
 
-const WINDOW_BITS: u8 = 15;
 /// Output is asked for in steps of this size where its length is not known.
 const STEP: usize = 256 * 1024;
 
@@ -81,24 +80,22 @@ pub fn extract_gzip(
         }
         Want::ToEnd { limit } => limit,
     };
-    let mut decoder = Decoder::new(checkpoint, compressed)?;
-    let mut out = Vec::new();
-    let mut filled = 0;
+    let mut inflater = SpanInflater::new(checkpoint)?;
+    let (mut out, mut rest) = (Vec::new(), compressed);
     loop {
-        if filled == out.len() {
-            // One byte more than the limit tells the end of the stream from a longer one.
-            let len = limit.saturating_add(1).min(filled.saturating_add(STEP.max(filled)));
-            out.resize(len, 0);
-        }
-        let room = out.get_mut(filled..).unwrap_or_default();
-        let written = decoder.read(room, filled)?;
-        filled = filled.saturating_add(written);
+        let filled = inflater.written();
+        // One byte more than the limit tells the end of the stream from a longer one.
+        let len = limit.saturating_add(1).min(filled.saturating_add(STEP.max(filled)));
+        out.resize(len, 0);
+        let pushed = inflater.push(rest, out.get_mut(filled..).unwrap_or_default())?;
+        rest = rest.get(pushed.consumed..).unwrap_or_default();
+        let filled = inflater.written();
         if filled > limit {
             return Err(ExtractError::TooLong(limit));
         }
-        if decoder.member_ended && !decoder.next_member(filled)? {
+        if filled < len {
             out.truncate(filled);
-            return Ok(out);
+            return if inflater.is_at_end() { Ok(out) } else { Err(ExtractError::Truncated(filled)) };
         }
     }
 }
@@ -113,89 +110,15 @@ pub fn extract_gzip_into(
     compressed: &[u8],
     out: &mut [u8],
 ) -> Result<(), ExtractError> {
-    let mut decoder = Decoder::new(checkpoint, compressed)?;
-    let mut filled = 0;
-    while let Some(room) = out.get_mut(filled..).filter(|room| !room.is_empty()) {
-        let written = decoder.read(room, filled)?;
-        filled = filled.saturating_add(written);
-        if decoder.member_ended && filled < out.len() && !decoder.next_member(filled)? {
-            return Err(ExtractError::Truncated(filled));
+    let mut inflater = SpanInflater::new(checkpoint)?;
+    let mut rest = compressed;
+    while let Some(room) = out.get_mut(inflater.written()..).filter(|room| !room.is_empty()) {
+        let len = room.len();
+        let pushed = inflater.push(rest, room)?;
+        rest = rest.get(pushed.consumed..).unwrap_or_default();
+        if pushed.written < len {
+            return Err(ExtractError::Truncated(inflater.written()));
         }
     }
     Ok(())
-}
-
-/// A deflate stream that begins at a checkpoint, and the gzip members after it.
-struct Decoder<'a> {
-    inflate: Inflate,
-    prefix: Prefix,
-    /// How much of the prefix is consumed.
-    prefix_used: usize,
-    /// What is not yet consumed, after the prefix.
-    rest: &'a [u8],
-    member_ended: bool,
-}
-
-impl<'a> Decoder<'a> {
-    fn new(checkpoint: CheckpointRef<'_>, compressed: &'a [u8]) -> Result<Self, ExtractError> {
-        let mut inflate = Inflate::new(false, WINDOW_BITS);
-        if !checkpoint.window.is_empty() {
-            inflate.set_dictionary(checkpoint.window).map_err(deflate_error)?;
-        }
-        let (prefix, rest) = match checkpoint.bits {
-            0 => (Prefix::none(), compressed),
-            bits @ 1..=7 => {
-                let (first, rest) = compressed.split_first().ok_or(ExtractError::Truncated(0))?;
-                (Prefix::new(bits, *first), rest)
-            }
-            bits => return Err(ExtractError::Bits(bits)),
-        };
-        Ok(Self { inflate, prefix, prefix_used: 0, rest, member_ended: false })
-    }
-
-    /// Decodes into `out`, which is not empty, until it is full or the member ends; `so_far` is for the error.
-    fn read(&mut self, out: &mut [u8], so_far: usize) -> Result<usize, ExtractError> {
-        let mut filled = 0;
-        while let Some(room) = out.get_mut(filled..).filter(|room| !room.is_empty()) {
-            let prefix = self.prefix.as_bytes().get(self.prefix_used..).unwrap_or_default();
-            let input = if prefix.is_empty() { self.rest } else { prefix };
-            let (consumed_before, written_before) = (self.inflate.total_in(), self.inflate.total_out());
-            let status =
-                self.inflate.decompress(input, room, InflateFlush::SyncFlush).map_err(deflate_error)?;
-            let consumed = usize::try_from(self.inflate.total_in() - consumed_before).unwrap_or(usize::MAX);
-            let written = usize::try_from(self.inflate.total_out() - written_before).unwrap_or(usize::MAX);
-            if prefix.is_empty() {
-                self.rest = self.rest.get(consumed..).unwrap_or_default();
-            } else {
-                self.prefix_used = self.prefix_used.saturating_add(consumed);
-            }
-            filled = filled.saturating_add(written);
-            if status == Status::StreamEnd {
-                self.member_ended = true;
-                break;
-            }
-            if consumed == 0 && written == 0 {
-                return Err(ExtractError::Truncated(so_far.saturating_add(filled)));
-            }
-        }
-        Ok(filled)
-    }
-
-    /// Goes on to the next gzip member; `false` if the blob ends here.
-    fn next_member(&mut self, so_far: usize) -> Result<bool, ExtractError> {
-        let rest = self.rest.get(gzip::TRAILER_LEN..).ok_or(ExtractError::Truncated(so_far))?;
-        if rest.is_empty() {
-            self.rest = rest;
-            return Ok(false);
-        }
-        self.rest = gzip::skip_header(rest).ok_or(ExtractError::NotGzip(so_far))?;
-        // A member refers to nothing before it.
-        self.inflate.reset(false);
-        self.member_ended = false;
-        Ok(true)
-    }
-}
-
-fn deflate_error(error: InflateError) -> ExtractError {
-    ExtractError::Deflate(error.as_str())
 }

@@ -33,6 +33,13 @@ pub(crate) fn skip_header(bytes: &[u8]) -> Option<&[u8]> {
     Some(rest)
 }
 
+/// Whether more bytes may make a gzip header of these, of which [`skip_header`] says that they are none.
+pub(crate) fn may_become_header(bytes: &[u8]) -> bool {
+    let fixed = [0x1f, 0x8b, 8];
+    let magic = bytes.iter().zip(fixed).all(|(byte, expected)| *byte == expected);
+    magic && bytes.get(fixed.len()).is_none_or(|flags| flags & RESERVED == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +65,7 @@ mod tests {
             }
             for len in 0..header.len() {
                 assert_eq!(skip_header(&header[..len]), None, "flags {flags:#b}, {len} bytes");
+                assert!(may_become_header(&header[..len]), "flags {flags:#b}, {len} bytes");
             }
             header.extend_from_slice(b"rest");
             assert_eq!(skip_header(&header), Some(&b"rest"[..]), "flags {flags:#b}");
@@ -70,6 +78,7 @@ mod tests {
             let mut header = FIXED;
             header[at] = value;
             assert_eq!(skip_header(&header), None);
+            assert!(!may_become_header(&header));
         }
     }
 }

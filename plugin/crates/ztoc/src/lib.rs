@@ -5,7 +5,7 @@
 //!
 //! * [`Ztoc::decode`] and [`Ztoc::encode`]: the wire format, byte for byte what the Go tools write;
 //! * [`Builder`]: push a layer's bytes in, get its zTOC, digest and diff ID out, in one pass;
-//! * [`extract_gzip_into`], [`extract_gzip`]: one span's tar bytes from its compressed bytes, in safe code;
+//! * [`SpanInflater`], [`extract_gzip_into`], [`extract_gzip`]: one span's tar bytes from its compressed bytes, in safe code;
 //! * [`TarScanner`]: the one reader of tar headers, with the rules of Go's archive/tar;
 //! * [`Ztoc::header_ranges`], [`Fingerprint`], [`verify_header`]: that what the TOC says about a file is what the layer says.
 //!
@@ -30,7 +30,7 @@ mod zinfo;
 pub use build::{BUILD_TOOL, BuildError, BuildOptions, Builder, Built, DEFAULT_SPAN_SIZE, Unindexable};
 pub use decode::DecodeError;
 pub use entry::{Entry, EntryKind, PaxRecord};
-pub use extract::{CheckpointRef, ExtractError, Want, extract_gzip, extract_gzip_into};
+pub use extract::{CheckpointRef, ExtractError, Pushed, SpanInflater, Want, extract_gzip, extract_gzip_into};
 pub use fingerprint::Fingerprint;
 pub use header::{HeaderMismatch, HeaderRange, InvalidToc, verify_header};
 pub use offset::{CompressedOffset, SpanDigest, SpanId, UncompressedOffset};

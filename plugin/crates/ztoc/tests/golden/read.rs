@@ -1,6 +1,6 @@
 //! Every zTOC of the Go tools is read, written again byte for byte, and used.
 
-use ztoc::{Compression, SpanId, UncompressedOffset, Want, Ztoc, extract_gzip};
+use ztoc::{Compression, SpanId, SpanInflater, UncompressedOffset, Want, Ztoc, extract_gzip};
 
 use crate::corpus::{self, Golden, Layer};
 
@@ -134,6 +134,39 @@ fn the_last_span_decodes_to_the_end_of_the_stream() {
         extract_gzip(checkpoint.into(), cut, Want::ToEnd { limit }).unwrap_err();
         let garbage = [compressed, b"x"].concat();
         extract_gzip(checkpoint.into(), &garbage, Want::ToEnd { limit }).unwrap_err();
+    }
+}
+
+#[test]
+fn pieces_of_any_size_decode_as_the_whole() {
+    let mut state = 1_u64;
+    let mut below = move |limit: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % limit
+    };
+    for golden in Golden::all() {
+        let layer = Layer::open(&golden.layer);
+        if layer.compression != Compression::Gzip {
+            continue;
+        }
+        let ztoc = Ztoc::decode(&golden.bytes).unwrap();
+        let spans = corpus::decode_spans(&ztoc, &layer.blob);
+        for (span, expected) in ztoc.spans.iter().zip(&spans) {
+            let compressed = &layer.blob[span.compressed.start.0 as usize..span.compressed.end.0 as usize];
+            let mut inflater = SpanInflater::new(ztoc.spans.checkpoint(span.id).unwrap().into()).unwrap();
+            let (mut got, mut rest) = (Vec::new(), compressed);
+            while got.len() < expected.len() {
+                let piece = &rest[..rest.len().min(1 + below(3000))];
+                let mut room = vec![0; (expected.len() - got.len()).min(1 + below(9000))];
+                let pushed = inflater.push(piece, &mut room).unwrap();
+                assert!(pushed.consumed == piece.len() || pushed.written == room.len(), "{}", golden.file);
+                assert!(pushed.written > 0 || !rest.is_empty(), "{}", golden.file);
+                got.extend_from_slice(&room[..pushed.written]);
+                rest = &rest[pushed.consumed..];
+            }
+            assert!(got == *expected, "{}", golden.file);
+            assert_eq!(inflater.written(), got.len());
+        }
     }
 }
 
