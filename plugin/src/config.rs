@@ -170,12 +170,17 @@ impl Config {
     /// The largest zTOC that is read, in bytes.
     #[must_use]
     pub fn max_ztoc_bytes(&self) -> u64 {
-        self.limits
-            .ztoc_bytes
-            .parse()
-            .ok()
-            .map_or(512 << 20, |Size(bytes)| if bytes == 0 { 512 << 20 } else { bytes })
+        match bytes(&self.limits.ztoc_bytes) {
+            0 => 512 << 20,
+            bytes => bytes,
+        }
     }
+}
+
+/// A size that was checked to be one; 0 if it is empty.
+#[must_use]
+pub fn bytes(size: &str) -> u64 {
+    size.parse().map_or(0, |Size(bytes)| bytes)
 }
 
 /// `value`, or upstream's default where it takes 0 to mean that.

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::{self, Write as _};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lazy_layer::{LayerStore, StoreOptions};
+use lazy_layer::{DropPolicy, FillOptions, LayerStore, StoreOptions};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,7 +25,7 @@ mod supervise;
 
 use crate::adopt::{self, AdoptError};
 use crate::args::{Args, Command, ConfigCommand};
-use crate::config::{Config, LoadError, count, or};
+use crate::config::{Config, LoadError, bytes, count, or};
 use crate::credentials::Keyring;
 use crate::fuse::FuseOptions;
 use crate::grpc::{OwnService, SnapshotsService};
@@ -370,7 +371,21 @@ fn layer_options(root: &Path, config: &Config) -> StoreOptions {
         options.inflate_threads = count(config.limits.inflate_threads);
     }
     options.read_deadline = config.read_deadline();
-    options.max_fetches = count(config.limits.fetches).max(1);
+    let limits = &config.limits;
+    options.max_fetches = count(limits.fetches).max(1);
+    options.max_connections_per_host = count(limits.connections_per_host).max(1);
+    options.max_range = bytes(&limits.range_bytes);
+    options.max_read_ahead = bytes(&limits.read_ahead_bytes);
+    options.max_ahead_while_waiting = bytes(&limits.ahead_while_waiting_bytes);
+    options.max_bytes_in_flight = bytes(&limits.in_flight_bytes).max(1);
+    options.max_span = bytes(&limits.span_bytes);
+    options.max_waiters = count(limits.waiting_reads).max(1);
+    options.attempt_timeout = Duration::from_secs(count(config.deadlines.fetch_stall_sec) as u64);
+    let blob = &config.blob;
+    options.first_backoff = Duration::from_millis(count(or(blob.min_wait_msec, 50)) as u64);
+    options.max_backoff = Duration::from_millis(count(or(blob.max_wait_msec, 5_000)) as u64);
+    options.max_retries = (blob.max_retries != 0).then(|| u32::try_from(blob.max_retries).unwrap_or(0));
+    options.fill = fill_options(config);
     options.lock_timeout = config.mount_deadline();
     // Upstream counts what comes after the first download.
     let again = config.blob.max_span_verification_retries;
@@ -378,6 +393,19 @@ fn layer_options(root: &Path, config: &Config) -> StoreOptions {
         options.span_attempts = u32::try_from(again).unwrap_or(u32::MAX).saturating_add(1);
     }
     options
+}
+
+fn fill_options(config: &Config) -> FillOptions {
+    let keys = &config.background_fetch;
+    let millis = |value| Duration::from_millis(count(value) as u64);
+    FillOptions {
+        disable: keys.disable,
+        silence: millis(keys.silence_period_msec),
+        period: millis(keys.fetch_period_msec),
+        bytes_per_second: NonZeroU64::new(bytes(&keys.bytes_per_sec)),
+        max_queue: usize::try_from(keys.max_queue_size).unwrap_or(usize::MAX),
+        drop: if keys.drop_policy == "oldest" { DropPolicy::Oldest } else { DropPolicy::Newest },
+    }
 }
 
 fn resolve_options(config: &Config) -> resolve::Options {

@@ -155,11 +155,11 @@ tables! {
         fetching_timeout_sec "blob.fetching_timeout_sec": Int(0..=86_400) = 300;
         /// Accepted for upstream's sake: every request asks for a single range.
         force_single_range_mode "blob.force_single_range_mode": Bool = false;
-        /// Retries of a ranged request (0: as under [http]; negative: none).
+        /// Retries of a ranged request that failed for a passing reason (0: until fetching_timeout_sec; negative: none).
         max_retries "blob.max_retries": Int(ANY) = 0;
-        /// Milliseconds before the first retry (0: as under [http]).
+        /// Milliseconds before the first retry; each further pause is twice as long (0: 50).
         min_wait_msec "blob.min_wait_msec": Int(NATURAL) = 0;
-        /// Milliseconds before a retry at most (0: as under [http]).
+        /// Milliseconds before a retry at most (0: 5000).
         max_wait_msec "blob.max_wait_msec": Int(NATURAL) = 0;
         /// Further downloads of a span that did not match its digest (negative: 3).
         max_span_verification_retries "blob.max_span_verification_retries": Int(ANY) = 0;
@@ -196,17 +196,19 @@ tables! {
     }
     /// Fetching what nobody asked for yet.
     BackgroundFetch background_fetch {
-        /// Turns it off (not used yet).
+        /// Turns it off.
         disable "background_fetch.disable": Bool = false;
-        /// Milliseconds of quiet after a new image (not used yet).
-        silence_period_msec "background_fetch.silence_period_msec": Int(NATURAL) = 30_000;
-        /// Milliseconds between two fetches (not used yet).
-        fetch_period_msec "background_fetch.fetch_period_msec": Int(NATURAL) = 500;
-        /// Layers that wait at most (-1: no limit) (not used yet).
-        max_queue_size "background_fetch.max_queue_size": Int(-1..=i64::MAX) = 300;
-        /// Which layer is dropped from a full queue (not used yet).
+        /// Milliseconds during which no read had to wait before it begins (upstream: 30000): longer than a program that starts computes between two reads, short enough that a layer is complete soon.
+        silence_period_msec "background_fetch.silence_period_msec": Int(0..=86_400_000) = 250;
+        /// Milliseconds between the beginnings of two fetches (upstream: 500); 0 for the speed of the link: what a reader waits for goes first in any case.
+        fetch_period_msec "background_fetch.fetch_period_msec": Int(0..=86_400_000) = 0;
+        /// Layers that wait at most (-1: no limit); those that do not fit stay lazy until they are mounted again.
+        max_queue_size "background_fetch.max_queue_size": Int(-1..=i64::MAX) = 1_024;
+        /// Which layer is dropped from a full queue.
         drop_policy "background_fetch.drop_policy": Choice(&["newest", "oldest"]) = "newest";
-        /// Seconds between two updates of its metrics (not used yet).
+        /// Bytes a second at most, such as "10mb"; empty for the speed of the link (ours).
+        bytes_per_sec "background_fetch.bytes_per_sec": Size = "";
+        /// Accepted for upstream's sake.
         emit_metric_period_sec "background_fetch.emit_metric_period_sec": Int(NATURAL) = 10;
     }
     /// Where indices and zTOCs are.
@@ -294,6 +296,8 @@ tables! {
         containerd_sec "deadlines.containerd_sec": Int(SECONDS) = 2;
         /// Seconds for a layer's EROFS mount before containers read FUSE itself.
         attach_sec "deadlines.attach_sec": Int(SECONDS) = 5;
+        /// Seconds without a byte after which a request for spans is given up and made anew.
+        fetch_stall_sec "deadlines.fetch_stall_sec": Int(SECONDS) = 30;
         /// Seconds without a byte after which unpacking a layer here is given up.
         unpack_stall_sec "deadlines.unpack_stall_sec": Int(SECONDS) = 30;
         /// Seconds for requests in flight and mounts to end when the daemon is stopped.
@@ -309,8 +313,22 @@ tables! {
         calls "limits.calls": Int(1..=65_536) = 1_024;
         /// Threads that check and inflate spans (0: one for each CPU).
         inflate_threads "limits.inflate_threads": Int(0..=1_024) = 0;
-        /// Spans being fetched at the same time, for the whole daemon.
+        /// Requests for spans that readers wait for at the same time, for the whole daemon.
         fetches "limits.fetches": Int(1..=4_096) = 32;
+        /// Requests to one registry at the same time for spans that nobody waits for; begins with 4, more are taken while they bring more.
+        connections_per_host "limits.connections_per_host": Int(1..=1_024) = 16;
+        /// Compressed bytes of the longest range that is asked for in one request.
+        range_bytes "limits.range_bytes": Size = "16mb";
+        /// Compressed bytes that are fetched ahead of one sequence of reads at most (0b: none).
+        read_ahead_bytes "limits.read_ahead_bytes": Size = "16mb";
+        /// Compressed bytes on their way ahead of readers while another read waits.
+        ahead_while_waiting_bytes "limits.ahead_while_waiting_bytes": Size = "4mb";
+        /// Compressed bytes in memory that are not inflated yet; with so many, no more are taken from the network.
+        in_flight_bytes "limits.in_flight_bytes": Size = "16mb";
+        /// Bytes of the largest span, compressed or not, that a zTOC may have.
+        span_bytes "limits.span_bytes": Size = "256mb";
+        /// Reads that may wait for one span; another one ends with EIO.
+        waiting_reads "limits.waiting_reads": Int(1..=1_048_576) = 4_096;
         /// Layers being unpacked by the daemon at the same time.
         unpacks "limits.unpacks": Int(1..=256) = 4;
         /// Layers being mounted again at the same time when the daemon starts.

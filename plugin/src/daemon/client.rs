@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use oci_registry::{
     Chain, ClientOptions, CredentialSource, DockerConfig, HostOptions, MirrorHost, RequestTimeout,
-    RetryOptions,
 };
 use tokio::sync::Semaphore;
 
@@ -21,18 +20,6 @@ pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientO
     let handed: Arc<dyn CredentialSource> = Arc::new(FromKeyring(Arc::clone(keyring)));
     let folders = std::env::split_paths(&config.resolver.config_path);
     let hosts_dir = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
-    let retries = |value, default| u32::try_from(or(value, default)).unwrap_or(0);
-    let whole = RetryOptions {
-        retries: retries(http.max_retries, 8),
-        min_backoff: millis(http.min_wait_msec, 30),
-        max_backoff: millis(http.max_wait_msec, 300_000),
-    };
-    let blob = &config.blob;
-    let ranges = RetryOptions {
-        retries: if blob.max_retries == 0 { whole.retries } else { retries(blob.max_retries, 0) },
-        min_backoff: if blob.min_wait_msec == 0 { whole.min_backoff } else { millis(blob.min_wait_msec, 0) },
-        max_backoff: if blob.max_wait_msec == 0 { whole.max_backoff } else { millis(blob.max_wait_msec, 0) },
-    };
     let requests = config.general.max_concurrency;
     let requests = if requests < 0 { 100 } else { count(requests) };
     ClientOptions {
@@ -40,11 +27,16 @@ pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientO
         header_timeout: millis(http.response_header_timeout_msec, 3_000),
         request_timeout: Some(millis(http.request_timeout_msec, 300_000)),
         turns: (requests > 0).then(|| Arc::new(Semaphore::new(requests.min(Semaphore::MAX_PERMITS)))),
-        retries: whole.retries,
-        min_backoff: whole.min_backoff,
-        max_backoff: whole.max_backoff,
-        range_retries: Some(ranges),
-        hosts: HostOptions { hosts_dir, mirrors: mirrors(config), ..HostOptions::default() },
+        retries: u32::try_from(or(http.max_retries, 8)).unwrap_or(0),
+        min_backoff: millis(http.min_wait_msec, 30),
+        max_backoff: millis(http.max_wait_msec, 300_000),
+        // Ranges that nobody waits for are left alone in favour of others.
+        hosts: HostOptions {
+            hosts_dir,
+            mirrors: mirrors(config),
+            http1_only: true,
+            ..HostOptions::default()
+        },
         credentials: Arc::new(Chain::new(vec![handed, docker])),
         ..ClientOptions::default()
     }

@@ -7,8 +7,7 @@ use std::ops::Range;
 use std::str::FromStr as _;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use lazy_layer::{BlobSource, LayerKey, LayerStore, SourceError, StoreOptions};
+use lazy_layer::{BlobSource, ByteStream, LayerKey, LayerStore, StoreOptions};
 use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 use ztoc::CompressedOffset;
@@ -21,9 +20,13 @@ use crate::keeper::Hold;
 struct Blob(Bytes);
 
 impl BlobSource for Blob {
-    fn read(&self, range: Range<CompressedOffset>) -> BoxFuture<'static, Result<Bytes, SourceError>> {
+    fn host(&self) -> Arc<str> {
+        "memory".into()
+    }
+
+    fn read(&self, range: Range<CompressedOffset>) -> ByteStream {
         let bytes = self.0.slice(range.start.0 as usize..range.end.0 as usize);
-        Box::pin(std::future::ready(Ok(bytes)))
+        Box::pin(futures_util::stream::once(std::future::ready(Ok(bytes))))
     }
 }
 

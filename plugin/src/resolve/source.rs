@@ -3,10 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use lazy_layer::{BlobSource, SourceError};
-use oci_registry::Repository;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use lazy_layer::{BlobSource, ByteStream, SourceError};
+use oci_registry::{RegistryError, Repository};
 use oci_spec::image::Digest;
 use ztoc::CompressedOffset;
 
@@ -21,20 +20,30 @@ pub(super) struct RegistryBlob {
 }
 
 impl BlobSource for RegistryBlob {
-    fn read(&self, range: Range<CompressedOffset>) -> BoxFuture<'static, Result<Bytes, SourceError>> {
+    fn read(&self, range: Range<CompressedOffset>) -> ByteStream {
         let this = self.clone();
-        Box::pin(async move {
+        let opened = async move {
             // Asked for each time: credentials and the way of talking may have been handed over anew.
             let client = this.registries.client(&this.repository).map_err(SourceError::permanent)?;
-            client.blob_range(&this.repository, &this.digest, range.start.0..range.end.0).await.map_err(
-                |error| {
-                    if error.is_transient() {
-                        SourceError::transient(error)
-                    } else {
-                        SourceError::permanent(error)
-                    }
-                },
-            )
-        })
+            let range = range.start.0..range.end.0;
+            let stream = client.blob_range(&this.repository, &this.digest, range).await.map_err(failed)?;
+            Ok(stream.map_err(failed))
+        };
+        stream::once(opened).try_flatten().boxed()
+    }
+
+    fn host(&self) -> Arc<str> {
+        self.repository.host().into()
+    }
+}
+
+fn failed(error: RegistryError) -> SourceError {
+    if error.is_overload() {
+        let retry_after = error.retry_after();
+        SourceError::busy(error, retry_after)
+    } else if error.is_transient() {
+        SourceError::transient(error)
+    } else {
+        SourceError::permanent(error)
     }
 }

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{StreamExt as _, stream};
 use lazy_layer::{
-    Attachment, BlobSource, CreateError, Layer, LayerKey, LayerStore, SourceError, StoreOptions,
+    Attachment, BlobSource, ByteStream, CreateError, Layer, LayerKey, LayerStore, SourceError, StoreOptions,
 };
 use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
@@ -65,9 +65,13 @@ impl fmt::Debug for Blob {
 struct Source(Arc<Blob>);
 
 impl BlobSource for Source {
-    fn read(&self, range: Range<CompressedOffset>) -> BoxFuture<'static, Result<Bytes, SourceError>> {
+    fn host(&self) -> Arc<str> {
+        "memory".into()
+    }
+
+    fn read(&self, range: Range<CompressedOffset>) -> ByteStream {
         let blob = Arc::clone(&self.0);
-        Box::pin(async move {
+        let whole = async move {
             blob.requests.fetch_add(1, Ordering::Relaxed);
             while blob.stuck.load(Ordering::Relaxed) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -80,7 +84,8 @@ impl BlobSource for Source {
                 return Ok(bytes.iter().map(|byte| !byte).collect());
             }
             Ok(bytes)
-        })
+        };
+        stream::once(whole).boxed()
     }
 }
 
@@ -98,6 +103,9 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let mut options = StoreOptions::new(directory.path());
         options.read_deadline = Duration::from_secs(20);
+        // What is here and what is not is what these tests are about.
+        options.max_read_ahead = 0;
+        options.fill.disable = true;
         let store = LayerStore::open(options, runtime()).unwrap();
         let key = LayerKey { layer: digest(layer), ztoc: digest(ztoc) };
         let blob = Arc::new(Blob {

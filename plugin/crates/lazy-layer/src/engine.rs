@@ -1,51 +1,104 @@
 //! What all layers of a store share.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
+use crate::backlog::Backlog;
+use crate::board::{self, Board};
 use crate::buffers::Buffers;
+use crate::layer::{Layer, LayerId};
 use crate::options::StoreOptions;
-use crate::pool::Pool;
+use crate::pool::{Pool, Scratch};
 
-/// Memory is counted in units of this many bytes.
-const UNIT: u64 = 1024;
+/// Reads that wait to be seen by who reads ahead.
+const HINTS: usize = 256;
+/// Between two log lines about a full disk.
+const SAY_FULL_AGAIN: Duration = Duration::from_secs(60);
 
-/// The shared parts of the fetch engine, with their bounds.
+/// The fetch engine: one for each store, that is one for each daemon.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) options: StoreOptions,
     pub(crate) runtime: Handle,
     pub(crate) pool: Pool,
     pub(crate) buffers: Buffers,
-    /// One permit for each ranged read under way.
-    pub(crate) fetches: Arc<Semaphore>,
-    /// One permit for each KiB of compressed bytes in memory.
-    pub(crate) memory: Arc<Semaphore>,
+    pub(crate) board: Board,
+    pub(crate) backlog: Backlog,
+    hints: Sender<Hint>,
+    layers: AtomicU64,
+    said_full: Mutex<Option<Instant>>,
 }
+
+/// Bytes of a layer's tar that were read, and how many of their spans had been fetched ahead.
+type Hint = (Arc<Layer>, Range<u64>, u32);
 
 impl Engine {
     pub(crate) fn start(options: StoreOptions, runtime: Handle) -> io::Result<Arc<Self>> {
-        let units =
-            usize::try_from(memory_units(options.max_bytes_in_flight, u64::MAX)).unwrap_or(usize::MAX);
-        Ok(Arc::new(Self {
+        let (hints, given) = crossbeam_channel::bounded::<Hint>(HINTS);
+        std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || {
+            for (layer, tar, used) in given {
+                layer.read_ahead(&tar, used);
+            }
+        })?;
+        let engine = Arc::new(Self {
             pool: Pool::start(options.inflate_threads)?,
             buffers: Buffers::new(options.pooled_buffers),
-            fetches: Arc::new(Semaphore::new(options.max_fetches.clamp(1, Semaphore::MAX_PERMITS))),
-            memory: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            board: Board::new(),
+            backlog: Backlog::default(),
+            hints,
+            layers: AtomicU64::new(0),
+            said_full: Mutex::new(None),
             options,
             runtime,
-        }))
+        });
+        engine.runtime.spawn(board::keep_time(Arc::downgrade(&engine)));
+        Ok(engine)
     }
 
-    /// Permits that `bytes` in memory need: never more than there are.
-    pub(crate) fn memory_for(&self, bytes: u64) -> u32 {
-        memory_units(bytes, self.options.max_bytes_in_flight)
+    /// Tells of a read that was answered from what had been fetched ahead. Never waits; should too many come at once, some are not seen.
+    pub(crate) fn hint(&self, layer: &Arc<Layer>, tar: Range<u64>, used: u32) {
+        let _ = self.hints.try_send((Arc::clone(layer), tar, used));
     }
-}
 
-fn memory_units(bytes: u64, limit: u64) -> u32 {
-    u32::try_from(bytes.min(limit).div_ceil(UNIT).max(1)).unwrap_or(u32::MAX)
+    /// An identity for a layer that is opened.
+    pub(crate) fn next_layer(&self) -> LayerId {
+        LayerId(self.layers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Compares a span with its checksum, on a thread of the pool.
+    pub(crate) fn recheck(self: &Arc<Self>, layer: &Arc<Layer>, span: usize, scratch: &mut Scratch) {
+        let intact = layer.recheck(span, scratch).unwrap_or_else(|error| {
+            // The file cannot be read: perhaps it can be written. The fetch will tell.
+            tracing::warn!(layer = %layer.key().layer, span, %error, "a span could not be re-checked");
+            false
+        });
+        if !intact && let Some(slot) = layer.slot(span) {
+            slot.lost();
+        }
+        self.rechecked(layer, span, intact);
+    }
+
+    /// A span could not be written for want of room.
+    pub(crate) fn disk_is_full(self: &Arc<Self>, layer: &Layer) {
+        let now = Instant::now();
+        self.postpone_fill(now);
+        let mut said = self.said_full.lock();
+        if said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_FULL_AGAIN) {
+            *said = Some(now);
+            tracing::warn!(layer = %layer.key().layer, "the disk is full: what is read is fetched each time, and not kept");
+        }
+    }
+
+    /// Everything of a layer is here.
+    pub(crate) fn all_present(self: &Arc<Self>, layer: &Arc<Layer>) {
+        tracing::debug!(layer = %layer.key().layer, "all of a layer is here");
+    }
 }

@@ -7,13 +7,15 @@ mod status;
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use erofs_image::{Image, Kind, Nid};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::ahead::{Ahead, Touch};
+use crate::demand::Demand;
 use crate::disk::directory::LayerFiles;
 use crate::disk::headers::{HeaderId, HeaderTable};
 use crate::disk::manifest::Encoding;
@@ -21,15 +23,15 @@ use crate::disk::spans::SpanRows;
 use crate::disk::states::{State, States};
 use crate::engine::Engine;
 use crate::error::ReadError;
-use crate::fetch::Flight;
 use crate::key::LayerKey;
 use crate::mapping::Mapping;
 use crate::source::BlobSource;
 use crate::sources::{SourceId, Sources};
 use crate::waiting::{PendingRead, Wanted};
+pub(crate) use arrival::Loose;
 use header_check::{HeaderState, HeaderStates};
 use slot::Joined;
-pub(crate) use slot::{Slot, backoff};
+pub(crate) use slot::Slot;
 pub(crate) use status::Counters;
 pub use status::{Completeness, LayerStatus};
 
@@ -39,9 +41,14 @@ pub type Reply = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 /// A read gives no more bytes than this, whatever was asked for; the kernel asks for 1 MiB at most.
 pub const MAX_READ: u32 = 16 << 20;
 
+/// Identity of an open layer within its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct LayerId(pub(crate) u64);
+
 /// One layer file: the metadata is all here, the data as far as it was read.
 #[derive(Debug)]
 pub struct Layer {
+    id: LayerId,
     key: LayerKey,
     directory: PathBuf,
     encoding: Encoding,
@@ -57,6 +64,7 @@ pub struct Layer {
     states: States,
     slots: Vec<Slot>,
     sources: Sources,
+    ahead: Mutex<Ahead>,
     engine: Arc<Engine>,
     counters: Counters,
     completeness: watch::Sender<Completeness>,
@@ -80,6 +88,7 @@ impl Layer {
             .map(|(row, state)| Slot::new(if row.tar_len() == 0 { State::Present } else { state }))
             .collect();
         Self {
+            id: engine.next_layer(),
             key,
             directory,
             encoding: manifest.encoding,
@@ -95,6 +104,7 @@ impl Layer {
             states,
             slots,
             sources: Sources::new(),
+            ahead: Mutex::new(Ahead::new()),
             engine,
             counters: Counters::new(),
             completeness: watch::Sender::new(Completeness::Incomplete),
@@ -118,7 +128,9 @@ impl Layer {
 
     /// Adds a source. Several images can share one layer file, each with its own source: the newest is asked first, and the others when it fails.
     pub fn attach(self: &Arc<Self>, source: Arc<dyn BlobSource>) -> Attachment {
-        Attachment { id: self.sources.attach(source), layer: Arc::clone(self) }
+        let id = self.sources.attach(source);
+        self.engine.sources_changed(self);
+        Attachment { id, layer: Arc::clone(self) }
     }
 
     /// Reads `len` bytes of a regular file from `offset`; fewer only at its end, or beyond [`MAX_READ`].
@@ -148,7 +160,10 @@ impl Layer {
         match wanted {
             Err(error) => reply(Err(error)),
             Ok(None) => reply(Ok(&[])),
-            Ok(Some(wanted)) if self.can_serve(&wanted) => self.serve(&wanted, reply),
+            Ok(Some(wanted)) if self.can_serve(&wanted) => {
+                self.notice(&wanted);
+                self.serve(&wanted, &[], reply);
+            }
             Ok(Some(wanted)) => self.wait(wanted, reply),
         }
     }
@@ -207,10 +222,10 @@ impl Layer {
         known && self.has_all(&wanted.tar)
     }
 
-    /// Answers a read whose spans are all here, on this thread.
-    pub(crate) fn serve(&self, wanted: &Wanted, reply: Reply) {
+    /// Answers a read whose spans are all here, or among `loose`, on this thread.
+    pub(crate) fn serve(&self, wanted: &Wanted, loose: &[Loose], reply: Reply) {
         for header in self.headers_of(wanted) {
-            match self.check_header(header) {
+            match self.check_header(header, loose) {
                 Err(error) => return reply(Err(error)),
                 Ok(HeaderState::Good) => {}
                 Ok(HeaderState::Bad | HeaderState::Unknown) => {
@@ -220,12 +235,9 @@ impl Layer {
             }
         }
         let len = usize::try_from(wanted.place.end.saturating_sub(wanted.place.start)).unwrap_or(usize::MAX);
-        self.engine.buffers.with(len, |buffer| {
-            let read = self.file.read_exact_at(buffer, wanted.place.start);
-            match read.map_err(ReadError::io("read the layer file")) {
-                Ok(()) => reply(Ok(buffer)),
-                Err(error) => reply(Err(error)),
-            }
+        self.engine.buffers.with(len, |buffer| match self.read_place(buffer, wanted.place.start, loose) {
+            Ok(()) => reply(Ok(buffer)),
+            Err(error) => reply(Err(error)),
         });
     }
 
@@ -233,22 +245,64 @@ impl Layer {
     fn wait(self: &Arc<Self>, wanted: Wanted, reply: Reply) {
         self.counters.waits();
         let options = &self.engine.options;
-        let needed = self.needed(&wanted);
+        let (needed, tar) = (self.needed(&wanted), wanted.tar.clone());
         let read = PendingRead::new(Arc::clone(self), wanted, reply, options.read_deadline);
-        let mut to_fetch = Vec::new();
-        for span in needed {
-            let Some(slot) = self.slots.get(span) else { continue };
+        let mut to_fetch = Vec::with_capacity(needed.len());
+        for span in &needed {
+            let Some(slot) = self.slots.get(*span) else { continue };
             read.joins();
             match slot.join(&read, options.max_waiters) {
                 Joined::Present => read.arrived(),
-                Joined::Waiting => {}
-                Joined::First => to_fetch.push(span),
-                Joined::Full => read.fail(ReadError::Busy { span: self.number(span) }),
+                Joined::Waiting => to_fetch.push((*span, Demand::Read)),
+                Joined::Full => read.fail(ReadError::Busy { span: self.number(*span) }),
             }
         }
-        Flight::launch(self, to_fetch);
+        if !tar.is_empty() {
+            to_fetch.extend(self.expected(&tar, self.take_ahead(&tar), true));
+        }
+        self.engine.want(self, &to_fetch);
         read.arm(&self.engine.runtime, options.read_deadline);
         read.arrived();
+    }
+
+    /// A read is answered from what is here. If that was fetched ahead, more of it is fetched, by another thread.
+    fn notice(self: &Arc<Self>, wanted: &Wanted) {
+        if !wanted.tar.is_empty() {
+            let used = self.take_ahead(&wanted.tar);
+            if used > 0 {
+                self.engine.hint(self, wanted.tar.clone(), used);
+            }
+        }
+    }
+
+    /// How many spans of `tar` were fetched ahead and are read for the first time now.
+    fn take_ahead(&self, tar: &Range<u64>) -> u32 {
+        let first_read = |span: &usize| self.slots.get(*span).is_some_and(Slot::take_ahead);
+        u32::try_from(self.spans.covering(tar).filter(first_read).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Fetches what is expected to be read after `tar`, which was here; so many of its spans had been fetched ahead.
+    pub(crate) fn read_ahead(self: &Arc<Self>, tar: &Range<u64>, used: u32) {
+        let expected = self.expected(tar, used, false);
+        if !expected.is_empty() {
+            self.engine.want(self, &expected);
+        }
+    }
+
+    /// What is expected to be read after `tar`.
+    fn expected(&self, tar: &Range<u64>, used: u32, missed: bool) -> Vec<(usize, Demand)> {
+        let max = self.engine.options.max_read_ahead;
+        if max == 0 {
+            return Vec::new();
+        }
+        let spans = self.spans.covering(tar);
+        let file = self.headers.file_around(tar.end.saturating_sub(1), self.tar_size);
+        let file = file.map(|bytes| (bytes.clone(), self.spans.covering(&bytes)));
+        let touch = Touch { spans, missed, used, file };
+        let len = |span: usize| self.spans.get(span).map(|row| row.compressed_len());
+        let ranges = self.ahead.lock().after(&touch, max, len);
+        let missing = ranges.into_iter().flatten().filter(|span| !self.has(*span));
+        missing.map(|span| (span, Demand::ReadAhead)).collect()
     }
 
     /// The spans that an answer needs: those of the bytes, and those of the headers that were not compared yet. Ascending.
@@ -282,10 +336,6 @@ impl Layer {
         self.slots.get(span).is_some_and(Slot::is_present)
     }
 
-    fn read_tar(&self, buffer: &mut [u8], offset: u64) -> Result<(), ReadError> {
-        self.file.read_exact_at(buffer, self.place(offset)).map_err(ReadError::io("read the layer file"))
-    }
-
     /// Where a byte of the tar is in the layer file.
     fn place(&self, tar_offset: u64) -> u64 {
         self.tar_start.saturating_add(tar_offset)
@@ -309,11 +359,11 @@ impl Layer {
     }
 
     pub(crate) fn has_sources(&self) -> bool {
-        !self.sources.list().is_empty()
+        !self.sources.is_empty()
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
-        &self.engine
+    pub(crate) fn id(&self) -> LayerId {
+        self.id
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -334,5 +384,6 @@ impl Layer {
 impl Drop for Attachment {
     fn drop(&mut self) {
         self.layer.sources.detach(self.id);
+        self.layer.engine.sources_changed(&self.layer);
     }
 }

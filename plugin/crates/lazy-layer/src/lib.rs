@@ -9,10 +9,13 @@
 //! kernel can mount.
 //! * All here: `pread` into a pooled buffer, and the reply, on the caller's thread. Span and header states are atomics; no lock is
 //!   taken and the async runtime is not touched.
-//! * Something is missing: the reply joins the waiters of each missing span, and the call returns. Who was first to want a span starts its
-//!   flight, a task that asks the [`BlobSource`]s for the compressed bytes, neighbouring spans in one range. The pool's threads check
-//!   the span's SHA-256, inflate it, write it, compare the tar headers in it with the zTOC, record it, and answer the waiters.
+//! * Something is missing: the reply joins the waiters of each missing span, and the call returns. The spans, and those that are likely to be read next, are
+//!   wished for on the board, which decides what is asked of the [`BlobSource`]s next and what gives way. A transfer hands its bytes
+//!   to the spans that they belong to; the pool's threads hash, inflate and write them as they come. When a span's SHA-256 matched, the
+//!   tar headers in it count, it is recorded, and its waiters are answered.
 //! * A failure goes to those who wait and is not remembered, but for a short pause before the next try. A deadline ends every wait.
+//!
+//! What nobody asks for is fetched in the background.
 //!
 //! # What holds
 //!
@@ -38,13 +41,19 @@
 //! The bytes of each are described in the module that reads and writes it, below `disk`. Damage makes the layer absent (it is made
 //! anew from the zTOC); in `states` it costs only the spans that it hit. A directory in a newer format is refused and left alone.
 
+mod ahead;
+mod backlog;
+mod board;
 mod buffers;
+mod demand;
 mod disk;
 mod engine;
 mod error;
-mod fetch;
+mod fill;
 mod key;
+mod landing;
 mod layer;
+mod link;
 mod mapping;
 mod options;
 mod pool;
@@ -52,6 +61,7 @@ mod source;
 mod sources;
 mod store;
 mod toc;
+mod transfer;
 mod waiting;
 mod waits;
 
@@ -59,7 +69,7 @@ pub use error::{CreateError, FileError, OpenError, OpenLayerError, ReadError};
 pub use key::{LayerKey, UnsupportedDigest};
 pub use layer::{Attachment, Completeness, Layer, LayerStatus, MAX_READ, Reply};
 pub use mapping::Mapping;
-pub use options::StoreOptions;
-pub use source::{BlobSource, SourceError};
+pub use options::{DropPolicy, FillOptions, StoreOptions};
+pub use source::{BlobSource, ByteStream, SourceError};
 pub use store::LayerStore;
 pub use waits::Waits;

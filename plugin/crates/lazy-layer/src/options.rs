@@ -1,5 +1,6 @@
 //! Bounds of the fetch engine.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,17 +15,31 @@ pub struct StoreOptions {
     pub read_deadline: Duration,
     /// How long one ranged read of a source may take, on top of what its bytes need at 64 KiB/s. Default 30 s.
     pub attempt_timeout: Duration,
-    /// Longest pause between two tries of the same span; the first pause is 50 ms and doubles. Default 5 s.
+    /// First pause between two tries of the same span; it doubles. Default 50 ms.
+    pub first_backoff: Duration,
+    /// Longest pause between two tries of the same span. Default 5 s.
     pub max_backoff: Duration,
+    /// How often a span is tried again that did not come for a passing reason. Default: until the readers' deadline.
+    pub max_retries: Option<u32>,
     /// How often a span whose bytes were wrong (digest, length) is fetched before its readers get the error. Default 3.
     pub span_attempts: u32,
-    /// Ranged reads of sources at the same time, over all layers. Default 16.
+    /// Ranged reads of sources at the same time that somebody waits for, over all layers. Default 32.
     pub max_fetches: usize,
-    /// Compressed bytes in memory at the same time, over all layers; a span that is larger waits until it is alone. Each inflate
-    /// thread needs memory for one inflated span beside it. Default 32 MiB.
+    /// Ranged reads of one host at the same time that nobody waits for. The engine begins with 4, takes more while that brings more, and fewer when
+    /// the host asks for that. Default 16.
+    pub max_connections_per_host: usize,
+    /// Compressed bytes that have come and were not inflated yet, over all layers; at so many, no more are taken from the network. Each ranged read can go
+    /// one piece (as the network gives them) beyond. Default 16 MiB.
     pub max_bytes_in_flight: u64,
-    /// Adjacent missing spans of one read are fetched in one range of up to this many compressed bytes. Default 8 MiB.
+    /// Adjacent missing spans are fetched in one range of up to this many compressed bytes, or of one span. Default 16 MiB.
     pub max_range: u64,
+    /// Compressed bytes that are on their way ahead of readers while somebody waits for others. More than that, and all of it is left alone until nobody waits; none
+    /// of the background's is on its way then. Default 4 MiB.
+    pub max_ahead_while_waiting: u64,
+    /// Compressed bytes that one sequence of reads is preceded by at most; 0 turns reading ahead off. Default 16 MiB.
+    pub max_read_ahead: u64,
+    /// Fetching what nobody asked for.
+    pub fill: FillOptions,
     /// A layer with a span (compressed or inflated) larger than this is refused: a span is inflated in memory. Default 256 MiB.
     pub max_span: u64,
     /// Reads that may wait for one span; one more fails with [`crate::ReadError::Busy`]. Default 4096.
@@ -35,6 +50,53 @@ pub struct StoreOptions {
     pub lock_timeout: Duration,
     /// File that says which boot of the machine this is. Default `/proc/sys/kernel/random/boot_id`.
     pub boot_id: PathBuf,
+}
+
+impl StoreOptions {
+    /// The pause after that many failures in a row.
+    pub(crate) fn backoff(&self, failures: u32) -> Duration {
+        self.first_backoff.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.max_backoff)
+    }
+}
+
+/// How the background fetches what nobody asked for yet.
+#[derive(Clone, Debug)]
+pub struct FillOptions {
+    /// Turns it off.
+    pub disable: bool,
+    /// How long no read may have had to wait before it begins. Default 250 ms: longer than a program that reads computes between two reads, short
+    /// enough that a layer is complete seconds after its start.
+    pub silence: Duration,
+    /// Between the beginnings of two ranged reads. Default 0: what others wait for goes first in any case.
+    pub period: Duration,
+    /// Bytes a second at most. Default none.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Layers that wait for it at the same time. Default 1024.
+    pub max_queue: usize,
+    /// What gives way when there are more; it stays lazy, and is added again when it is mounted the next time.
+    pub drop: DropPolicy,
+}
+
+/// Which layer is not completed when too many are waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropPolicy {
+    /// The one that comes.
+    Newest,
+    /// The one that has waited longest.
+    Oldest,
+}
+
+impl Default for FillOptions {
+    fn default() -> Self {
+        Self {
+            disable: false,
+            silence: Duration::from_millis(250),
+            period: Duration::ZERO,
+            bytes_per_second: None,
+            max_queue: 1024,
+            drop: DropPolicy::Newest,
+        }
+    }
 }
 
 /// The kernel's own.
@@ -49,11 +111,17 @@ impl StoreOptions {
             inflate_threads: cores,
             read_deadline: Duration::from_secs(300),
             attempt_timeout: Duration::from_secs(30),
+            first_backoff: Duration::from_millis(50),
             max_backoff: Duration::from_secs(5),
+            max_retries: None,
             span_attempts: 3,
-            max_fetches: 16,
-            max_bytes_in_flight: 32 << 20,
-            max_range: 8 << 20,
+            max_fetches: 32,
+            max_connections_per_host: 16,
+            max_bytes_in_flight: 16 << 20,
+            max_range: 16 << 20,
+            max_ahead_while_waiting: 4 << 20,
+            max_read_ahead: 16 << 20,
+            fill: FillOptions::default(),
             max_span: 256 << 20,
             max_waiters: 4096,
             pooled_buffers: cores.saturating_mul(2).max(8),

@@ -1,19 +1,23 @@
 //! The threads that check digests, inflate, write and answer.
 
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Condvar, Mutex};
+
+use crate::demand::Demand;
 
 /// Work for a thread of the pool. It gets the thread's scratch space.
 type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
 
-/// Where a thread inflates; kept from span to span so that its pages are.
+/// Where a thread inflates; kept from job to job so that its pages are.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch(Vec<u8>);
 
 /// A thread keeps no more than this between two jobs.
-const LARGEST_KEPT: usize = 8 << 20;
+const LARGEST_KEPT: usize = 1 << 20;
 
 impl Scratch {
     /// `len` bytes of any content.
@@ -31,34 +35,83 @@ impl Scratch {
     }
 }
 
-/// A fixed number of threads and their queue. The queue needs no bound of its own: whoever queues a job holds a permit for its bytes.
-/// The threads end when the pool is dropped and the queue is empty.
+/// A fixed number of threads and a queue for each kind of demand; what somebody waits for goes first. The queues need no bound of their own: who
+/// queues a job has its bytes counted by the engine, and a span has one job at most. The threads end when the pool is dropped and the queues
+/// are empty.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    jobs: Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queues: Mutex<Queues>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Queues {
+    jobs: [VecDeque<Job>; Demand::COUNT],
+    closed: bool,
 }
 
 impl Pool {
     /// Starts `threads` threads, at least one.
     pub(crate) fn start(threads: usize) -> io::Result<Self> {
-        let (jobs, queue) = crossbeam_channel::unbounded();
+        let pool = Self { shared: Arc::default() };
         for number in 0..threads.max(1) {
-            let queue = queue.clone();
-            std::thread::Builder::new().name(format!("soci-inflate-{number}")).spawn(move || work(&queue))?;
+            let shared = Arc::clone(&pool.shared);
+            std::thread::Builder::new()
+                .name(format!("soci-inflate-{number}"))
+                .spawn(move || work(&shared))?;
         }
-        Ok(Self { jobs })
+        Ok(pool)
     }
 
     /// Queues a job.
-    pub(crate) fn run(&self, job: impl FnOnce(&mut Scratch) + Send + 'static) {
-        // The threads hold the other end as long as this one exists; a job that is dropped tells its owner.
-        let _ = self.jobs.send(Box::new(job));
+    pub(crate) fn run(&self, demand: Demand, job: impl FnOnce(&mut Scratch) + Send + 'static) {
+        if let Some(queue) = self.shared.queues.lock().jobs.get_mut(demand.index()) {
+            queue.push_back(Box::new(job));
+        }
+        self.shared.filled.notify_one();
     }
 }
 
-fn work(queue: &Receiver<Job>) {
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.queues.lock().closed = true;
+        self.shared.filled.notify_all();
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Waits for the most urgent job; `None` when there will be no more.
+    fn next(&self) -> Option<Job> {
+        let mut queues = self.queues.lock();
+        loop {
+            if let Some(job) = queues.jobs.iter_mut().find_map(VecDeque::pop_front) {
+                return Some(job);
+            }
+            if queues.closed {
+                return None;
+            }
+            self.filled.wait(&mut queues);
+        }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let queues = self.queues.lock();
+        f.debug_list().entries(queues.jobs.iter().map(VecDeque::len)).finish()
+    }
+}
+
+fn work(shared: &Shared) {
     let mut scratch = Scratch::default();
-    while let Ok(job) = queue.recv() {
+    while let Some(job) = shared.next() {
         // A bug in one span's work must not take the thread from all layers; the job's owner notices that it got no answer.
         if catch_unwind(AssertUnwindSafe(|| job(&mut scratch))).is_err() {
             tracing::error!("a span's work panicked");
@@ -76,8 +129,23 @@ mod tests {
     fn survives_a_panic() {
         let pool = Pool::start(1).unwrap();
         let (tell, told) = crossbeam_channel::bounded(1);
-        pool.run(|_| panic!("on purpose"));
-        pool.run(move |scratch| tell.send(scratch.space(5).len()).unwrap());
+        pool.run(Demand::Read, |_| panic!("on purpose"));
+        pool.run(Demand::Read, move |scratch| tell.send(scratch.space(5).len()).unwrap());
         assert_eq!(told.recv().unwrap(), 5);
+    }
+
+    #[test]
+    fn the_most_urgent_job_goes_first() {
+        let pool = Pool::start(1).unwrap();
+        let (open, gate) = crossbeam_channel::bounded::<()>(0);
+        let (tell, told) = crossbeam_channel::unbounded();
+        pool.run(Demand::Read, move |_| gate.recv().unwrap());
+        for demand in [Demand::Fill, Demand::ReadAhead, Demand::Fill, Demand::Read] {
+            let tell = tell.clone();
+            pool.run(demand, move |_| tell.send(demand).unwrap());
+        }
+        open.send(()).unwrap();
+        let order: Vec<Demand> = told.iter().take(4).collect();
+        assert_eq!(order, [Demand::Read, Demand::ReadAhead, Demand::Fill, Demand::Fill]);
     }
 }

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::source::{BlobSource, SourceError};
+use crate::source::BlobSource;
 
 /// Identity of an attachment within its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +51,10 @@ impl Sources {
         self.0.borrow().attached.clone()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.borrow().attached.is_empty()
+    }
+
     /// Resolves when the source has been detached.
     pub(crate) async fn detached(&self, id: SourceId) {
         let mut changes = self.0.subscribe();
@@ -59,22 +62,4 @@ impl Sources {
         // The sender lives as long as `self`, so this cannot fail.
         let _ = changes.wait_for(gone).await;
     }
-
-    /// Resolves at the next change of the list.
-    pub(crate) async fn changed(&self) {
-        let _ = self.0.subscribe().changed().await;
-    }
-}
-
-/// What came of one ranged read.
-#[derive(Debug)]
-pub(crate) enum Attempt {
-    /// As many bytes as were asked for.
-    Got(Bytes),
-    /// Fewer or more.
-    WrongLength(SourceError),
-    /// The source failed.
-    Failed(SourceError),
-    /// The source was detached meanwhile.
-    Detached,
 }

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::error::ReadError;
-use crate::layer::{Layer, Reply};
+use crate::layer::{Layer, Loose, Reply};
 
 /// What a read is to be answered with.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ struct Inner {
     reply: Option<Reply>,
     /// Spans that have not arrived yet, and one more while the read is joining them.
     lacking: usize,
+    /// Spans that arrived and could not be stored.
+    loose: Vec<Loose>,
     timer: Option<AbortHandle>,
 }
 
@@ -49,13 +51,13 @@ impl PendingRead {
             since,
             deadline: since + deadline,
             answered: AtomicBool::new(false),
-            inner: Mutex::new(Inner { reply: Some(reply), lacking: 1, timer: None }),
+            inner: Mutex::new(Inner { reply: Some(reply), lacking: 1, loose: Vec::new(), timer: None }),
         })
     }
 
-    /// When the reader stops waiting; `None` if it has been answered.
-    pub(crate) fn live_until(&self) -> Option<Instant> {
-        (!self.answered.load(Ordering::Acquire)).then_some(self.deadline)
+    /// Whether the reader still waits.
+    pub(crate) fn is_live(&self) -> bool {
+        !self.answered.load(Ordering::Acquire)
     }
 
     /// Notes that one more span is waited for.
@@ -79,17 +81,23 @@ impl PendingRead {
 
     /// One span (or the joining itself) is done; the last one answers the reader, on this thread.
     pub(crate) fn arrived(&self) {
-        let reply = {
+        let (reply, loose) = {
             let mut inner = self.inner.lock();
             inner.lacking = inner.lacking.saturating_sub(1);
             if inner.lacking > 0 {
                 return;
             }
-            self.take(&mut inner)
+            (self.take(&mut inner), std::mem::take(&mut inner.loose))
         };
         if let Some(reply) = reply {
-            self.layer.serve(&self.wanted, reply);
+            self.layer.serve(&self.wanted, &loose, reply);
         }
+    }
+
+    /// One span is here, in memory only.
+    pub(crate) fn passed_by(&self, loose: Loose) {
+        self.inner.lock().loose.push(loose);
+        self.arrived();
     }
 
     /// Answers the reader with an error, unless it has been answered.

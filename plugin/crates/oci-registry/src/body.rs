@@ -29,6 +29,27 @@ impl Stream for BlobStream {
     }
 }
 
+/// A part of a blob on its way: exactly its bytes, or an error. Nothing is tried again, and nothing but their number is checked. One that is not read
+/// holds its connection.
+pub struct RangeStream {
+    pub(crate) size: u64,
+    pub(crate) inner: BoxStream<'static, Result<Bytes, RegistryError>>,
+}
+
+impl Stream for RangeStream {
+    type Item = Result<Bytes, RegistryError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.inner.poll_next_unpin(cx)
+    }
+}
+
+impl fmt::Debug for RangeStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RangeStream").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for BlobStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlobStream").field("size", &self.size).finish_non_exhaustive()

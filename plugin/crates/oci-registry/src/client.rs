@@ -9,7 +9,7 @@ mod redirects;
 mod referrers;
 mod request;
 
-use crate::body::BlobStream;
+use crate::body::{BlobStream, RangeStream};
 use crate::credentials::{CredentialSource, NoCredentials};
 use crate::error::{ClientError, RegistryError};
 use crate::host::{Endpoints, HostOptions, Transport};
@@ -50,23 +50,10 @@ pub struct ClientOptions {
     pub min_backoff: Duration,
     /// The longest wait before a retry, also where the registry asks for a longer one.
     pub max_backoff: Duration,
-    /// The same three for ranges of blobs, where these are to differ.
-    pub range_retries: Option<RetryOptions>,
     /// Scheme, TLS and mirrors.
     pub hosts: HostOptions,
     /// Credentials.
     pub credentials: Arc<dyn CredentialSource>,
-}
-
-/// How often and after how long something is tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetryOptions {
-    /// How often after the first time.
-    pub retries: u32,
-    /// The first wait; it doubles each time.
-    pub min_backoff: Duration,
-    /// The longest wait.
-    pub max_backoff: Duration,
 }
 
 /// A manifest (or index) whose bytes match its digest.
@@ -124,7 +111,6 @@ impl Default for ClientOptions {
             retries: 5,
             min_backoff: Duration::from_millis(200),
             max_backoff: Duration::from_secs(10),
-            range_retries: None,
             hosts: HostOptions::default(),
             credentials: Arc::new(NoCredentials),
         }
@@ -213,18 +199,18 @@ impl Client {
         self.inner.blob_bytes(repository, digest, limit).await
     }
 
-    /// Bytes `range` of a blob: exactly these, but *not* checked against a digest, which covers the whole blob only.
+    /// Bytes `range` of a blob as a stream: exactly these, but *not* checked against a digest, which covers the whole blob only.
+    /// Each endpoint is asked once: whoever reads ranges has its own idea of what to try again, and when.
     ///
     /// # Errors
-    /// Any [`RegistryError`]; a range that is not inside the blob is [`RegistryError::Status`] 416 or
+    /// Any [`RegistryError`], here or in the stream; a range that is not inside the blob is [`RegistryError::Status`] 416 or
     /// [`RegistryError::Length`].
     pub async fn blob_range(
         &self,
         repository: &Repository,
         digest: &Digest,
         range: Range<u64>,
-    ) -> Result<Bytes, RegistryError> {
-        let _turn = self.inner.turn().await;
+    ) -> Result<RangeStream, RegistryError> {
         self.inner.blob_range(repository, digest, range).await
     }
 
@@ -244,7 +230,6 @@ impl Client {
     /// # Errors
     /// Any [`RegistryError`].
     pub async fn locate_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, RegistryError> {
-        let _turn = self.inner.turn().await;
         self.inner.locate_blob(repository, digest).await
     }
 

@@ -267,8 +267,13 @@ impl RegistryError {
         }
     }
 
+    /// Whether the host asks for fewer requests (429, 503).
+    pub fn is_overload(&self) -> bool {
+        matches!(self.answer(), Self::RateLimited { .. } | Self::Status { status: 503, .. })
+    }
+
     /// How long the host asks to wait before the next try.
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
+    pub fn retry_after(&self) -> Option<Duration> {
         match self.answer() {
             Self::RateLimited { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
             _ => None,

@@ -36,6 +36,8 @@ pub struct HostOptions {
     pub hosts_dir: Vec<PathBuf>,
     /// Mirrors by the registry that they are for, as references name it; asked before those of `hosts_dir`, and before the registry itself.
     pub mirrors: HashMap<String, Vec<MirrorHost>>,
+    /// Never HTTP/2, where the streams to one host share a connection: one that is not read would hold up the others.
+    pub http1_only: bool,
 }
 
 impl HostOptions {

@@ -1,6 +1,6 @@
 //! When to try again.
 
-use crate::client::{ClientOptions, RetryOptions};
+use crate::client::ClientOptions;
 use crate::error::RegistryError;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::time::Duration;
@@ -17,17 +17,13 @@ pub(crate) struct Retry {
 
 impl Retry {
     pub(crate) fn new(options: &ClientOptions) -> Self {
-        let ClientOptions { retries, min_backoff, max_backoff, .. } = *options;
-        Self::of(RetryOptions { retries, min_backoff, max_backoff })
-    }
-
-    pub(crate) fn of_ranges(options: &ClientOptions) -> Self {
-        options.range_retries.map_or_else(|| Self::new(options), Self::of)
-    }
-
-    fn of(options: RetryOptions) -> Self {
-        let RetryOptions { retries, min_backoff, max_backoff } = options;
-        Self { allowed: retries, left: retries, backoff: min_backoff, min: min_backoff, max: max_backoff }
+        Self {
+            allowed: options.retries,
+            left: options.retries,
+            backoff: options.min_backoff,
+            min: options.min_backoff,
+            max: options.max_backoff,
+        }
     }
 
     /// Waits, so that the caller can try again; or gives the error back, where trying again is of no use.
@@ -43,6 +39,11 @@ impl Retry {
         tracing::debug!(%error, wait_ms = wait.as_millis(), "retrying request");
         tokio::time::sleep(wait).await;
         Ok(())
+    }
+
+    /// There will be none.
+    pub(crate) fn exhaust(&mut self) {
+        self.left = 0;
     }
 
     /// All retries are there again: the operation came on.

@@ -2,12 +2,13 @@
 //! `htpasswd` (apache2-utils) and `openssl`; without them it fails.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::expect_used, reason = "tests")]
 
-use futures_util::StreamExt as _;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_registry::{
-    Client, ClientOptions, Credentials, HostOptions, PushOutcome, Reference, RegistryError,
+    Client, ClientOptions, Credentials, HostOptions, PushOutcome, Reference, RegistryError, Repository,
     StaticCredentials, UploadBody,
 };
-use oci_spec::image::{Descriptor, MediaType};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use soci_index::{ARTIFACT_TYPE_V1, IndexBuilder};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -153,7 +154,7 @@ async fn round_trip(client: &Client, registry: &Registry) {
     assert_eq!(fetched.bytes, json);
 
     assert_eq!(
-        client.blob_range(repository, &layer_digest, 1_000_000..1_500_000).await.unwrap(),
+        range(client, repository, &layer_digest, 1_000_000..1_500_000).await.unwrap(),
         layer[1_000_000..1_500_000]
     );
     assert_eq!(client.blob_bytes(repository, &layer_digest, 3_000_000).await.unwrap(), layer);
@@ -163,6 +164,27 @@ async fn round_trip(client: &Client, registry: &Registry) {
         read += chunk.unwrap().len();
     }
     assert_eq!(read, layer.len());
+}
+
+/// A range as a whole, with the patience of a caller: a passing failure is tried again three times.
+async fn range(
+    client: &Client,
+    repository: &Repository,
+    digest: &Digest,
+    range: std::ops::Range<u64>,
+) -> Result<Bytes, RegistryError> {
+    let mut left = 3;
+    loop {
+        let got = async {
+            let pieces: Vec<Bytes> =
+                client.blob_range(repository, digest, range.clone()).await?.try_collect().await?;
+            Ok(Bytes::from(pieces.concat()))
+        };
+        match got.await {
+            Err(error) if RegistryError::is_transient(&error) && left > 0 => left -= 1,
+            got => return got,
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,14 +1,13 @@
-//! Bounds of a client: operations at a time, the length of a request, retries of ranges; and mirrors that come with the options.
+//! Bounds of a client: operations at a time, the length of a request, ranges without retries; and mirrors that come with the options.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::expect_used, reason = "tests")]
 #![allow(dead_code, unreachable_pub, reason = "the toy registry is shared")]
 
 #[path = "toy/server.rs"]
 mod toy;
 
-use futures_util::StreamExt as _;
-use oci_registry::{
-    Client, ClientOptions, HostOptions, MirrorHost, RegistryError, Repository, RequestTimeout, RetryOptions,
-};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use oci_registry::{Client, ClientOptions, HostOptions, MirrorHost, Repository, RequestTimeout};
 use oci_spec::image::{Descriptor, MediaType};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -46,25 +45,22 @@ async fn one_operation_waits_for_the_other() {
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut range).await.is_err());
     assert_eq!(toy.count("blobs"), 1);
     assert_eq!(stream.count().await, 1);
-    assert_eq!(range.await.unwrap(), data[..9]);
+    let range: Vec<Bytes> = range.await.unwrap().try_collect().await.unwrap();
+    assert_eq!(range.concat(), data[..9]);
     assert_eq!(turns.available_permits(), 1);
 }
 
 #[tokio::test]
-async fn ranges_have_retries_of_their_own() {
+async fn a_range_is_asked_for_once() {
     let toy = Toy::start().await;
     let digest = toy.add_blob(&[7; 5000]);
-    let once = RetryOptions { retries: 0, min_backoff: Duration::ZERO, max_backoff: Duration::ZERO };
-    let client = Client::new(ClientOptions { range_retries: Some(once), ..options() }).unwrap();
-    let trouble = || {
-        toy.set(|switches| switches.faults.clear());
-        toy.fault("blobs", Fault::Status(503, Vec::new(), String::new()));
-    };
-    trouble();
+    let client = Client::new(options()).unwrap();
+    let busy = vec![("retry-after".to_owned(), "3".to_owned())];
+    toy.fault("blobs", Fault::Status(503, busy, String::new()));
     let error = client.blob_range(&repository(&toy), &digest, 0..9).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Status { status: 503, .. }), "{error}");
-    trouble();
-    assert_eq!(client.blob_bytes(&repository(&toy), &digest, 5000).await.unwrap().len(), 5000);
+    assert!(error.is_overload() && error.is_transient(), "{error}");
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(3)));
+    assert_eq!(toy.count("blobs"), 1);
 }
 
 #[tokio::test]

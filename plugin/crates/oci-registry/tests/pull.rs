@@ -5,12 +5,13 @@
 #[path = "toy/server.rs"]
 mod toy;
 
-use futures_util::StreamExt as _;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_registry::platform::Platform;
 use oci_registry::{
     Client, ClientOptions, Credentials, HostOptions, Reference, RegistryError, Repository, StaticCredentials,
 };
-use oci_spec::image::{Descriptor, MediaType};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use std::sync::Arc;
 use std::time::Duration;
 use toy::{Auth, Fault, Toy};
@@ -65,6 +66,27 @@ fn bearer(uses: usize) -> Auth {
     Auth::Bearer { user: Some("u:p".to_owned()), identity_token: None, uses }
 }
 
+/// A range as a whole, with the patience of a caller: a passing failure is tried again three times.
+async fn range(
+    client: &Client,
+    repository: &Repository,
+    digest: &Digest,
+    range: std::ops::Range<u64>,
+) -> Result<Bytes, RegistryError> {
+    let mut left = 3;
+    loop {
+        let got = async {
+            let pieces: Vec<Bytes> =
+                client.blob_range(repository, digest, range.clone()).await?.try_collect().await?;
+            Ok(Bytes::from(pieces.concat()))
+        };
+        match got.await {
+            Err(error) if RegistryError::is_transient(&error) && left > 0 => left -= 1,
+            got => return got,
+        }
+    }
+}
+
 #[tokio::test]
 async fn every_kind_of_authentication() {
     let toy = Toy::start().await;
@@ -85,7 +107,7 @@ async fn every_kind_of_authentication() {
         toy.set(|switches| switches.auth = auth.clone());
         let got = client.blob_bytes(&repository(&toy), &digest, 1000).await;
         assert_eq!(got.unwrap(), data, "{auth:?}");
-        assert_eq!(client.blob_range(&repository(&toy), &digest, 10..20).await.unwrap(), data[10..20]);
+        assert_eq!(range(&client, &repository(&toy), &digest, 10..20).await.unwrap(), data[10..20]);
     }
 }
 
@@ -97,7 +119,7 @@ async fn refused_credentials_are_an_error_after_few_requests() {
         for (client, is_anonymous) in [(client(), true), (client_as("u", "wrong"), false)] {
             toy.set(|switches| switches.auth = auth.clone());
             toy.forget_log();
-            let error = client.blob_range(&repository(&toy), &digest, 0..1).await.unwrap_err();
+            let error = range(&client, &repository(&toy), &digest, 0..1).await.unwrap_err();
             match &error {
                 RegistryError::Unauthorized { anonymous, host, .. } => {
                     assert_eq!(
@@ -128,7 +150,7 @@ async fn tokens_that_expire_between_ranges_are_renewed() {
     toy.set(|switches| switches.auth = bearer(3));
     let client = client_as("u", "p");
     for start in (0..24).map(|i| i * 200) {
-        let got = client.blob_range(&repository(&toy), &digest, start..start + 200).await.unwrap();
+        let got = range(&client, &repository(&toy), &digest, start..start + 200).await.unwrap();
         assert_eq!(got, data[start as usize..start as usize + 200]);
     }
     assert_eq!(toy.state.lock().tokens_given, 8);
@@ -142,7 +164,7 @@ async fn many_at_once_ask_for_one_token() {
     toy.set(|switches| switches.auth = bearer(1000));
     let client = client_as("u", "p");
     let repository = repository(&toy);
-    let reads = (0..32_u64).map(|i| client.blob_range(&repository, &digest, i..i + 100));
+    let reads = (0..32_u64).map(|i| range(&client, &repository, &digest, i..i + 100));
     for (i, read) in futures_util::future::join_all(reads).await.into_iter().enumerate() {
         assert_eq!(read.unwrap(), data[i..i + 100]);
     }
@@ -171,7 +193,7 @@ async fn after_a_greeting_and_a_look_a_range_is_one_request() {
     assert!(client.locate_blob(&repository, &digest).await.unwrap());
     assert_eq!(toy.state.lock().log.len(), 2, "one redirected, one byte");
     toy.forget_log();
-    assert_eq!(client.blob_range(&repository, &digest, 7..70).await.unwrap(), data[7..70]);
+    assert_eq!(range(&client, &repository, &digest, 7..70).await.unwrap(), data[7..70]);
     let log = toy.state.lock().log.clone();
     assert_eq!(log.iter().map(|request| request.port).collect::<Vec<_>>(), [toy.storage.port()]);
     // Where the registry sends the bytes itself, that is told too.
@@ -186,13 +208,13 @@ async fn an_expired_ecr_token_is_renewed() {
     let digest = toy.add_blob(b"abc");
     toy.set(|switches| switches.auth = bearer(100));
     let client = client_as("u", "p");
-    client.blob_range(&repository(&toy), &digest, 0..1).await.unwrap();
+    range(&client, &repository(&toy), &digest, 0..1).await.unwrap();
     let ecr = r#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired. Reauthenticate and try again."}]}"#;
     toy.fault("blobs", Fault::Status(403, Vec::new(), ecr.to_owned()));
-    assert_eq!(client.blob_range(&repository(&toy), &digest, 1..3).await.unwrap(), "bc");
+    assert_eq!(range(&client, &repository(&toy), &digest, 1..3).await.unwrap(), "bc");
     assert_eq!(toy.state.lock().tokens_given, 2);
     toy.fault("blobs", Fault::Status(403, Vec::new(), "no".to_owned()));
-    let error = client.blob_range(&repository(&toy), &digest, 1..3).await.unwrap_err();
+    let error = range(&client, &repository(&toy), &digest, 1..3).await.unwrap_err();
     assert!(matches!(error, RegistryError::Denied { .. }), "{error:?}");
 }
 
@@ -204,15 +226,15 @@ async fn a_token_server_in_trouble_is_transient() {
     let client = client_as("u", "p");
     toy.fault("/token", Fault::Status(503, Vec::new(), String::new()));
     toy.fault("/token", Fault::Close);
-    assert_eq!(client.blob_range(&repository(&toy), &digest, 0..3).await.unwrap(), "abc");
+    assert_eq!(range(&client, &repository(&toy), &digest, 0..3).await.unwrap(), "abc");
     let client = client_as("u", "p");
     for _ in 0..20 {
         toy.fault("/token", Fault::Status(503, Vec::new(), String::new()));
     }
-    let error = client.blob_range(&repository(&toy), &digest, 0..3).await.unwrap_err();
+    let error = range(&client, &repository(&toy), &digest, 0..3).await.unwrap_err();
     assert!(matches!(error, RegistryError::Token { transient: true, .. }), "{error:?}");
     toy.set(|switches| switches.faults.clear());
-    assert_eq!(client.blob_range(&repository(&toy), &digest, 0..3).await.unwrap(), "abc");
+    assert_eq!(range(&client, &repository(&toy), &digest, 0..3).await.unwrap(), "abc");
 }
 
 #[tokio::test]
@@ -226,7 +248,7 @@ async fn redirects_are_kept_renewed_and_get_no_credentials() {
     });
     let client = client_as("u", "p");
     let read = async |start: u64| {
-        let got = client.blob_range(&repository(&toy), &digest, start..start + 100).await.unwrap();
+        let got = range(&client, &repository(&toy), &digest, start..start + 100).await.unwrap();
         assert_eq!(got, data[start as usize..start as usize + 100]);
     };
     for start in 0..10 {
@@ -262,7 +284,7 @@ async fn a_range_is_exactly_the_range_or_an_error() {
                 toy.fault("blobs", fault.clone());
             }
         }
-        let got = client.blob_range(&repository, &digest, 1000..2000).await;
+        let got = range(&client, &repository, &digest, 1000..2000).await;
         toy.set(|switches| switches.faults.clear());
         got
     };
@@ -293,11 +315,11 @@ async fn a_range_is_exactly_the_range_or_an_error() {
     assert!(matches!(error, RegistryError::Timeout { .. }), "{error:?}");
     assert!(started.elapsed() < Duration::from_secs(5));
     // Beyond the end.
-    let error = client.blob_range(&repository, &digest, 2990..3010).await.unwrap_err();
+    let error = range(&client, &repository, &digest, 2990..3010).await.unwrap_err();
     assert!(matches!(error, RegistryError::InvalidResponse { .. }), "{error:?}");
-    let error = client.blob_range(&repository, &digest, 4000..4001).await.unwrap_err();
+    let error = range(&client, &repository, &digest, 4000..4001).await.unwrap_err();
     assert!(matches!(error, RegistryError::Status { status: 416, .. }), "{error:?}");
-    assert!(client.blob_range(&repository, &digest, 5..5).await.unwrap().is_empty());
+    assert!(range(&client, &repository, &digest, 5..5).await.unwrap().is_empty());
     // One failure is cured by a retry.
     for fault in
         [Fault::Cut(10), Fault::Stall(10), Fault::Close, Fault::Status(500, Vec::new(), String::new())]
@@ -501,7 +523,7 @@ async fn nothing_secret_in_errors() {
     for _ in 0..20 {
         toy.fault("blobs", to(&format!("/v2/repo/blobs/{digest}")));
     }
-    let error = client.blob_range(&repository, &digest, 0..3).await.unwrap_err();
+    let error = range(&client, &repository, &digest, 0..3).await.unwrap_err();
     assert!(matches!(error, RegistryError::InvalidResponse { .. }), "{error:?}");
 }
 

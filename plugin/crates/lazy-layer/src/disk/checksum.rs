@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
 /// XXH3-128 of some bytes. Finds a torn or rotten file of ours; proves nothing about bytes from outside.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,23 @@ impl Checksum {
 
     pub(crate) fn to_bytes(self) -> [u8; 16] {
         self.0
+    }
+}
+
+/// A [`Checksum`] of bytes that come in pieces.
+pub(crate) struct Summing(Xxh3);
+
+impl Summing {
+    pub(crate) fn new() -> Self {
+        Self(Xxh3::new())
+    }
+
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(&self) -> Checksum {
+        Checksum(self.0.digest128().to_le_bytes())
     }
 }
 

@@ -151,6 +151,14 @@ impl<B: AsRef<[u8]>> HeaderTable<B> {
         first..last.max(first)
     }
 
+    /// The bytes of the tar that the member around `offset` has, padding included; `tar_size` ends the last.
+    pub(crate) fn file_around(&self, offset: u64, tar_size: u64) -> Option<Range<u64>> {
+        let at = self.partition(|header| header.end <= offset).checked_sub(1)?;
+        let start = u64_at(self.row(at)?, 8)?;
+        let end = at.checked_add(1).and_then(|next| u64_at(self.row(next)?, 0)).unwrap_or(tar_size);
+        Some(start..end).filter(|data| data.contains(&offset))
+    }
+
     /// The rows of `rows` that have data, and it is a file's.
     pub(crate) fn files_in(&self, rows: Range<usize>) -> impl Iterator<Item = HeaderId> {
         let has_data = |at: &usize| {
@@ -226,6 +234,9 @@ mod tests {
         assert_eq!(files(3072..9000), [2]);
         assert_eq!(files(5000..9000), [] as [usize; 0], "behind a row without data");
         assert_eq!(files(0..0), [] as [usize; 0]);
+        assert_eq!(table.file_around(600, 9000), Some(512..1024));
+        assert_eq!(table.file_around(1100, 9000), None, "that is a header");
+        assert_eq!(table.file_around(8999, 9000), Some(4608..9000));
         let table = HeaderTable::new(encode(&[row(0..512, 90, true), row(512..1024, 91, true)])).unwrap();
         assert_eq!(table.files_in(0..2).map(|id| id.0).collect::<Vec<_>>(), [1], "the first is empty");
     }

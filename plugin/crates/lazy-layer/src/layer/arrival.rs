@@ -1,12 +1,13 @@
-//! What happens to a span between the network and the layer file. Runs on the pool's threads.
+//! What happens when a span is here. Runs on the pool's threads.
 
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
-use ztoc::{CheckpointRef, extract_gzip_into};
+use ztoc::HeaderMismatch;
 
 use crate::disk::checksum::Checksum;
+use crate::disk::headers::HeaderId;
 use crate::disk::manifest::Encoding;
 use crate::disk::spans::SpanRow;
 use crate::disk::states::State;
@@ -15,58 +16,27 @@ use crate::error::ReadError;
 use crate::layer::Layer;
 use crate::pool::Scratch;
 
+/// A span that is in memory only, because the disk has no room for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Loose {
+    pub(crate) span: usize,
+    pub(crate) bytes: Arc<Vec<u8>>,
+}
+
 impl Layer {
-    /// Checks, inflates and stores the compressed bytes of a span, and answers who waits for it.
-    ///
-    /// [`ReadError::Digest`] and [`ReadError::Inflate`] mean that the bytes were wrong.
-    pub(crate) fn land(
+    /// The span's bytes are in the layer file and are right: records that, keeps what was found about the headers in it, and answers who waits.
+    pub(crate) fn arrive(
         &self,
         span: usize,
-        compressed: &[u8],
-        scratch: &mut Scratch,
+        sum: Checksum,
+        headers: Vec<(HeaderId, Result<(), HeaderMismatch>)>,
     ) -> Result<(), ReadError> {
-        let number = self.number(span);
         let row = self.row(span)?;
-        if <[u8; 32]>::from(Sha256::digest(compressed)) != row.digest {
-            return Err(ReadError::Digest { span: number });
+        for (header, found) in headers {
+            self.conclude(header, found);
         }
-        let len = usize::try_from(row.tar_len()).map_err(|_| ReadError::GivenUp { span: number })?;
-        let tar = match self.encoding {
-            Encoding::Tar => compressed.get(..len).ok_or(ReadError::Digest { span: number })?,
-            Encoding::Gzip => {
-                let window = self.window(span, row)?;
-                let checkpoint = CheckpointRef { bits: row.bits, window: &window };
-                let space = scratch.space(len);
-                extract_gzip_into(checkpoint, compressed, space)
-                    .map_err(|source| ReadError::Inflate { span: number, source: Arc::new(source) })?;
-                space
-            }
-        };
-        self.file.write_all_at(tar, self.place(row.tar.start)).map_err(ReadError::io("write a span"))?;
-        self.arrive(span, row, tar)
-    }
-
-    /// Compares a span that was written before an unclean boot with its checksum; `false` if it has to be fetched again.
-    pub(crate) fn recheck(&self, span: usize, scratch: &mut Scratch) -> Result<bool, ReadError> {
-        let row = self.row(span)?;
-        let space = scratch.space(usize::try_from(row.tar_len()).unwrap_or(usize::MAX));
-        let expected = self.states.checksum(span).map_err(ReadError::io("read the span states"))?;
-        self.read_tar(space, row.tar.start)?;
-        if expected != Some(Checksum::of(space)) {
-            tracing::info!(layer = %self.key.layer, span, "a span did not survive the boot and is fetched again");
-            if let Some(slot) = self.slots.get(span) {
-                slot.lost();
-            }
-            return Ok(false);
-        }
-        self.arrive(span, row, space)?;
-        Ok(true)
-    }
-
-    /// The span's bytes are in the file: compares the headers in them, records it, and answers who waits.
-    fn arrive(&self, span: usize, row: &SpanRow, tar: &[u8]) -> Result<(), ReadError> {
-        self.check_headers_in(span, &row.tar, tar)?;
-        if let Err(error) = self.states.record(span, State::Present, Checksum::of(tar)) {
+        self.check_headers_of(span, &row.tar)?;
+        if let Err(error) = self.states.record(span, State::Present, sum) {
             // The bytes are right and can be used; only a restart will fetch them again.
             tracing::warn!(layer = %self.key.layer, span, %error, "a span's state could not be recorded");
         }
@@ -76,7 +46,65 @@ impl Layer {
         Ok(())
     }
 
-    fn window(&self, span: usize, row: &SpanRow) -> Result<Vec<u8>, ReadError> {
+    /// The span's bytes are right, and there is no room for them: answers who waits, and forgets them.
+    pub(crate) fn pass_by(
+        &self,
+        span: usize,
+        bytes: Vec<u8>,
+        headers: Vec<(HeaderId, Result<(), HeaderMismatch>)>,
+    ) {
+        for (header, found) in headers {
+            self.conclude(header, found);
+        }
+        let loose = Loose { span, bytes: Arc::new(bytes) };
+        for waiter in self.slots.get(span).map(|slot| slot.pass_by()).unwrap_or_default() {
+            waiter.passed_by(loose.clone());
+        }
+    }
+
+    /// Compares a span that was written before an unclean boot with its checksum; `false` if it has to be fetched again.
+    pub(crate) fn recheck(&self, span: usize, scratch: &mut Scratch) -> Result<bool, ReadError> {
+        let row = self.row(span)?;
+        let space = scratch.space(usize::try_from(row.tar_len()).unwrap_or(usize::MAX));
+        let expected = self.states.checksum(span).map_err(ReadError::io("read the span states"))?;
+        self.read_tar(space, row.tar.start)?;
+        let sum = Checksum::of(space);
+        if expected != Some(sum) {
+            tracing::info!(layer = %self.key.layer, span, "a span did not survive the boot and is fetched again");
+            return Ok(false);
+        }
+        self.arrive(span, sum, Vec::new())?;
+        Ok(true)
+    }
+
+    pub(crate) fn write_tar(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.place(offset))
+    }
+
+    pub(crate) fn read_tar(&self, buffer: &mut [u8], offset: u64) -> Result<(), ReadError> {
+        self.file.read_exact_at(buffer, self.place(offset)).map_err(ReadError::io("read the layer file"))
+    }
+
+    /// Reads the layer file, and what is missing in it from memory.
+    pub(super) fn read_place(&self, buffer: &mut [u8], place: u64, loose: &[Loose]) -> Result<(), ReadError> {
+        self.file.read_exact_at(buffer, place).map_err(ReadError::io("read the layer file"))?;
+        for Loose { span, bytes } in loose {
+            let start = self.place(self.row(*span)?.tar.start);
+            // One of the two is 0: where the span begins in the buffer, or where the buffer begins in the span.
+            let to = usize::try_from(start.saturating_sub(place)).unwrap_or(usize::MAX);
+            let from = usize::try_from(place.saturating_sub(start)).unwrap_or(usize::MAX);
+            let (to, from) =
+                (buffer.get_mut(to..).unwrap_or_default(), bytes.get(from..).unwrap_or_default());
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    pub(crate) fn window(&self, span: usize, row: &SpanRow) -> Result<Vec<u8>, ReadError> {
         let mut window = vec![0; WINDOW];
         let at = (span as u64).saturating_mul(WINDOW as u64);
         self.windows.read_exact_at(&mut window, at).map_err(ReadError::io("read a checkpoint window"))?;
@@ -87,10 +115,10 @@ impl Layer {
         if let Err(error) = directory::condemn(&self.directory) {
             tracing::warn!(layer = %self.key.layer, %error, "the damaged layer could not be marked");
         }
-        Err(ReadError::io("check a checkpoint window")(std::io::ErrorKind::InvalidData.into()))
+        Err(ReadError::io("check a checkpoint window")(io::ErrorKind::InvalidData.into()))
     }
 
-    fn row(&self, span: usize) -> Result<&SpanRow, ReadError> {
+    pub(crate) fn row(&self, span: usize) -> Result<&SpanRow, ReadError> {
         self.spans.get(span).ok_or(ReadError::GivenUp { span: self.number(span) })
     }
 }

@@ -7,7 +7,7 @@ use ztoc::{HeaderMismatch, UncompressedOffset, verify_header};
 
 use crate::disk::headers::{HeaderId, HeaderRow};
 use crate::error::ReadError;
-use crate::layer::Layer;
+use crate::layer::{Layer, Loose};
 
 const UNKNOWN: u8 = 0;
 const GOOD: u8 = 1;
@@ -62,54 +62,65 @@ impl HeaderStates {
 
 impl Layer {
     /// Compares a header whose spans are all here, unless that has been done, and says whether its file may be served.
-    pub(super) fn check_header(&self, header: HeaderId) -> Result<HeaderState, ReadError> {
+    pub(super) fn check_header(&self, header: HeaderId, loose: &[Loose]) -> Result<HeaderState, ReadError> {
         if self.header_states.get(header) == HeaderState::Unknown
             && let Some(row) = self.headers.get(header)
         {
-            let bytes = self.read_header(&row.range)?;
-            self.compare(header, &row, &bytes);
+            self.conclude(header, judge(&row, &self.read_header(&row.range, loose)?));
         }
         Ok(self.header_states.get(header))
     }
 
-    /// Compares the headers in a span that has just been written, `bytes` at `tar`. One that reaches into another span is compared if
-    /// that is here too; otherwise when that arrives, or when its file is read.
-    pub(super) fn check_headers_in(
+    /// Compares the headers that lie wholly in `bytes`, which are at `tar`. Their digest need not be known yet: nothing follows before
+    /// [`Self::conclude`] gets the result.
+    pub(crate) fn judge_headers_in(
         &self,
-        span: usize,
         tar: &Range<u64>,
         bytes: &[u8],
-    ) -> Result<(), ReadError> {
+        found: &mut Vec<(HeaderId, Result<(), HeaderMismatch>)>,
+    ) {
         for at in self.headers.touching(tar) {
             let header = HeaderId(at);
-            let Some(row) = self.headers.get(header) else { continue };
+            if self.header_states.get(header) == HeaderState::Unknown
+                && let Some(row) = self.headers.get(header)
+                && let Some(inside) = part(bytes, tar, &row.range)
+            {
+                found.push((header, judge(&row, inside)));
+            }
+        }
+    }
+
+    /// Keeps what was found about a header.
+    pub(crate) fn conclude(&self, header: HeaderId, found: Result<(), HeaderMismatch>) {
+        let Some(row) = self.headers.get(header) else { return };
+        match found {
+            Ok(()) => self.header_states.set_good(header),
+            Err(mismatch) => self.refuse(header, &row, &mismatch),
+        }
+    }
+
+    /// Compares the headers that are in a span of the layer file and were not compared yet: those that reach into another span, if that is here too.
+    /// Otherwise they are when that arrives, or when their file is read.
+    pub(crate) fn check_headers_of(&self, span: usize, tar: &Range<u64>) -> Result<(), ReadError> {
+        for at in self.headers.touching(tar) {
+            let header = HeaderId(at);
             if self.header_states.get(header) != HeaderState::Unknown {
                 continue;
             }
-            if let Some(inside) = part(bytes, tar, &row.range) {
-                self.compare(header, &row, inside);
-            } else if self.spans.covering(&row.range).all(|other| other == span || self.has(other)) {
-                let whole = self.read_header(&row.range)?;
-                self.compare(header, &row, &whole);
+            let Some(row) = self.headers.get(header) else { continue };
+            if self.spans.covering(&row.range).all(|other| other == span || self.has(other)) {
+                self.conclude(header, judge(&row, &self.read_header(&row.range, &[])?));
             }
         }
         Ok(())
     }
 
-    fn read_header(&self, range: &Range<u64>) -> Result<Vec<u8>, ReadError> {
+    fn read_header(&self, range: &Range<u64>, loose: &[Loose]) -> Result<Vec<u8>, ReadError> {
         // At most 4 MiB, which was checked when the layer was created.
         let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         let mut bytes = vec![0; len];
-        self.read_tar(&mut bytes, range.start)?;
+        self.read_place(&mut bytes, self.place(range.start), loose)?;
         Ok(bytes)
-    }
-
-    fn compare(&self, header: HeaderId, row: &HeaderRow, bytes: &[u8]) {
-        let (start, end) = (UncompressedOffset(row.range.start), UncompressedOffset(row.range.end));
-        match verify_header(bytes, &row.fingerprint, end, start) {
-            Ok(()) => self.header_states.set_good(header),
-            Err(mismatch) => self.refuse(header, row, &mismatch),
-        }
     }
 
     /// A forged entry makes its file unreadable. If the entry is a further name of a file, the file cannot be told apart from its other
@@ -121,6 +132,15 @@ impl Layer {
             self.header_states.set_bad(file);
         }
     }
+}
+
+fn judge(row: &HeaderRow, bytes: &[u8]) -> Result<(), HeaderMismatch> {
+    verify_header(
+        bytes,
+        &row.fingerprint,
+        UncompressedOffset(row.range.end),
+        UncompressedOffset(row.range.start),
+    )
 }
 
 /// The bytes of `wanted`, if all of them are among `bytes`, which lie at `place`.

@@ -1,36 +1,28 @@
-//! One span's place in memory: whether it is here, who fetches it, who waits for it.
+//! One span's place in memory: whether it is here, and who waits for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::disk::states::State;
 use crate::error::ReadError;
+use crate::options::StoreOptions;
 use crate::waiting::PendingRead;
-
-/// First pause after a failure; it doubles.
-pub(crate) const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-
-/// The pause after that many failures in a row.
-pub(crate) fn backoff(failures: u32, max: Duration) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(max)
-}
 
 /// A span that is here is known by its state alone, read without a lock; the lock is for those who wait, and held for a few instructions.
 #[derive(Debug)]
 pub(crate) struct Slot {
     state: AtomicU8,
-    flight: Mutex<Flight>,
+    /// Fetched ahead, and not read yet: the next read of it is news for who reads ahead.
+    ahead: AtomicBool,
+    waiting: Mutex<Waiting>,
 }
 
 #[derive(Debug, Default)]
-struct Flight {
-    /// Somebody is fetching the span.
-    running: bool,
-    waiters: Vec<Arc<PendingRead>>,
+struct Waiting {
+    reads: Vec<Arc<PendingRead>>,
     /// Failures since the last success. Only delays the next fetch, never forbids it.
     failures: u32,
     not_before: Option<Instant>,
@@ -41,17 +33,15 @@ struct Flight {
 pub(crate) enum Joined {
     /// It is here by now.
     Present,
-    /// It is being fetched, and the read will be told.
+    /// The read will be told when it is; it has to be wished for.
     Waiting,
-    /// The same, but nobody fetches it yet: the caller has to.
-    First,
     /// Too many wait already.
     Full,
 }
 
 impl Slot {
     pub(crate) fn new(state: State) -> Self {
-        Self { state: AtomicU8::new(state as u8), flight: Mutex::default() }
+        Self { state: AtomicU8::new(state as u8), ahead: AtomicBool::new(false), waiting: Mutex::default() }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -62,36 +52,40 @@ impl Slot {
         self.state() == State::Present
     }
 
+    /// Notes that the span was fetched ahead of its readers.
+    pub(crate) fn mark_ahead(&self) {
+        self.ahead.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this is the first read of a span that was fetched ahead. Costs one load where it is not.
+    pub(crate) fn take_ahead(&self) -> bool {
+        self.ahead.load(Ordering::Relaxed) && self.ahead.swap(false, Ordering::Relaxed)
+    }
+
     /// Lets a read wait for the span, with up to `limit` others.
     pub(crate) fn join(&self, read: &Arc<PendingRead>, limit: usize) -> Joined {
-        let mut flight = self.flight.lock();
+        let mut waiting = self.waiting.lock();
         if self.is_present() {
             return Joined::Present;
         }
-        if flight.waiters.len() >= limit {
-            flight.waiters.retain(|waiter| waiter.live_until().is_some());
-            if flight.waiters.len() >= limit {
+        if waiting.reads.len() >= limit {
+            waiting.reads.retain(|waiter| waiter.is_live());
+            if waiting.reads.len() >= limit {
                 return Joined::Full;
             }
         }
-        flight.waiters.push(Arc::clone(read));
-        if std::mem::replace(&mut flight.running, true) { Joined::Waiting } else { Joined::First }
+        waiting.reads.push(Arc::clone(read));
+        Joined::Waiting
     }
 
-    /// How long anybody will wait for the span. `None`: nobody does, and the span counts as not being fetched any more.
-    pub(crate) fn live_until(&self) -> Option<Instant> {
-        let mut flight = self.flight.lock();
-        let until = flight.waiters.iter().filter_map(|waiter| waiter.live_until()).max();
-        if until.is_none() {
-            flight.running = false;
-            flight.waiters.clear();
-        }
-        until
+    /// Whether anybody still waits for the span.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.waiting.lock().reads.iter().any(|read| read.is_live())
     }
 
     /// When the next fetch may begin.
     pub(crate) fn not_before(&self) -> Option<Instant> {
-        self.flight.lock().not_before
+        self.waiting.lock().not_before
     }
 
     /// What was suspect turned out to be wrong.
@@ -101,25 +95,42 @@ impl Slot {
 
     /// The span is here: from now on it can be read, and those who waited are to be told.
     pub(crate) fn complete(&self) -> Vec<Arc<PendingRead>> {
-        let mut flight = self.flight.lock();
+        let mut waiting = self.waiting.lock();
         self.state.store(State::Present as u8, Ordering::Release);
-        std::mem::take(&mut *flight).waiters
+        std::mem::take(&mut *waiting).reads
+    }
+
+    /// The span's bytes are here and cannot be kept: those who waited are to be given them.
+    pub(crate) fn pass_by(&self) -> Vec<Arc<PendingRead>> {
+        std::mem::take(&mut self.waiting.lock().reads)
+    }
+
+    /// The fetch has failed and nobody waited: only notes when to try again. Who waits by now has it fetched anew.
+    pub(crate) fn postpone(&self, options: &StoreOptions) {
+        self.waiting.lock().failed(options);
     }
 
     /// The fetch has failed: those who waited get the error, the next read tries again.
-    pub(crate) fn fail(&self, error: &ReadError, max_backoff: Duration) {
+    pub(crate) fn fail(&self, error: &ReadError, options: &StoreOptions) {
         let waiters = {
-            let mut flight = self.flight.lock();
-            if self.is_present() || !flight.running {
+            let mut waiting = self.waiting.lock();
+            if self.is_present() {
                 return;
             }
-            flight.running = false;
-            flight.failures = flight.failures.saturating_add(1);
-            flight.not_before = Some(Instant::now() + backoff(flight.failures, max_backoff));
-            std::mem::take(&mut flight.waiters)
+            waiting.failed(options);
+            std::mem::take(&mut waiting.reads)
         };
         for waiter in waiters {
             waiter.fail(error.clone());
         }
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn failed(&mut self, options: &StoreOptions) {
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(Instant::now() + options.backoff(self.failures));
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Layer;
 use super::slot::Slot;
+use crate::demand::Demand;
 use crate::waits::{Histogram, Waits};
 
 /// How far a layer is.
@@ -51,19 +52,29 @@ pub enum Completeness {
 /// What a layer counts. Written without locks.
 #[derive(Debug)]
 pub(crate) struct Counters {
-    on_demand: AtomicU64,
+    fetched: [AtomicU64; Demand::COUNT],
     waiting: AtomicU64,
     waits: Histogram,
 }
 
 impl Counters {
     pub(crate) fn new() -> Self {
-        Self { on_demand: AtomicU64::new(0), waiting: AtomicU64::new(0), waits: Histogram::new() }
+        Self {
+            fetched: std::array::from_fn(|_| AtomicU64::new(0)),
+            waiting: AtomicU64::new(0),
+            waits: Histogram::new(),
+        }
     }
 
-    /// Compressed bytes that came for a read.
-    pub(crate) fn fetched(&self, bytes: u64) {
-        self.on_demand.fetch_add(bytes, Ordering::Relaxed);
+    /// Compressed bytes came.
+    pub(crate) fn fetched(&self, demand: Demand, bytes: u64) {
+        if let Some(sum) = self.fetched.get(demand.index()) {
+            sum.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn sum(&self, demand: Demand) -> u64 {
+        self.fetched.get(demand.index()).map_or(0, |sum| sum.load(Ordering::Relaxed))
     }
 
     /// A read begins to wait.
@@ -86,10 +97,10 @@ impl Layer {
             present: here().map(|(row, _)| row.tar_len()).sum(),
             spans: self.number(self.slots.len()),
             spans_present: self.number(here().count()),
-            fetched_on_demand: self.counters.on_demand.load(Ordering::Relaxed),
-            fetched_by_trace: 0,
-            fetched_by_read_ahead: 0,
-            fetched_by_fill: 0,
+            fetched_on_demand: self.counters.sum(Demand::Read),
+            fetched_by_trace: self.counters.sum(Demand::Trace),
+            fetched_by_read_ahead: self.counters.sum(Demand::ReadAhead),
+            fetched_by_fill: self.counters.sum(Demand::Fill),
             reads_that_waited: self.counters.waiting.load(Ordering::Relaxed),
             waits: self.counters.waits.summary(),
             headers_refused: self.header_states.count_bad(),

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use erofs_image::Nid;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use lazy_layer::{Attachment, BlobSource, Layer, LayerStore, ReadError, SourceError, StoreOptions};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use lazy_layer::{
+    Attachment, BlobSource, ByteStream, Layer, LayerStore, ReadError, SourceError, StoreOptions,
+};
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -20,6 +21,9 @@ use crate::making::Made;
 
 /// No test waits longer than this for anything.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes that a source sends at a time.
+const PIECE: usize = 7000;
 
 /// What a source does with its next reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,13 +80,17 @@ impl Source {
 }
 
 impl BlobSource for Source {
-    fn read(&self, range: Range<CompressedOffset>) -> BoxFuture<'static, Result<Bytes, SourceError>> {
+    fn host(&self) -> Arc<str> {
+        "memory".into()
+    }
+
+    fn read(&self, range: Range<CompressedOffset>) -> ByteStream {
         let range = range.start.0..range.end.0;
         self.asked.lock().push(range.clone());
         let bytes = self.blob.slice(range.start as usize..range.end as usize);
         let fault = self.take();
         let mut changes = self.fault.subscribe();
-        async move {
+        let whole = async move {
             match fault {
                 Fault::None => Ok(bytes),
                 Fault::Delay(time) => {
@@ -103,8 +111,13 @@ impl BlobSource for Source {
                     Ok(bytes)
                 }
             }
-        }
-        .boxed()
+        };
+        // In pieces, as a network would.
+        let pieces = |bytes: Bytes| {
+            let cuts = (0..bytes.len()).step_by(PIECE);
+            stream::iter(cuts.map(move |at| Ok(bytes.slice(at..bytes.len().min(at + PIECE)))))
+        };
+        stream::once(whole).map_ok(pieces).try_flatten().boxed()
     }
 }
 
@@ -136,6 +149,9 @@ impl Bed {
         let mut options = StoreOptions::new(root.path());
         options.boot_id = root.path().join("boot");
         options.max_backoff = Duration::from_millis(200);
+        // Tests of these turn them on.
+        options.max_read_ahead = 0;
+        options.fill.disable = true;
         change(&mut options);
         let store = LayerStore::open(options, runtime.handle().clone()).unwrap();
         Self { store, root, runtime }
@@ -143,6 +159,10 @@ impl Bed {
 
     /// Another daemon on the same root, this one gone without a word.
     pub fn restart(self) -> Self {
+        self.restart_with(|_| {})
+    }
+
+    pub fn restart_with(self, change: impl FnOnce(&mut StoreOptions)) -> Self {
         let Self { store, root, runtime } = self;
         // The engine lets go of a layer just after it has answered the last read.
         let start = std::time::Instant::now();
@@ -151,7 +171,7 @@ impl Bed {
             std::thread::sleep(Duration::from_millis(1));
         }
         drop(store);
-        Self::on(root, runtime, |_| {})
+        Self::on(root, runtime, change)
     }
 
     /// The same after a reboot.

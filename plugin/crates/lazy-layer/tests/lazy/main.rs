@@ -10,9 +10,11 @@
 )]
 
 mod bed;
+mod demand;
 mod disk;
 mod faults;
 mod forged;
 mod golden;
 mod making;
 mod reads;
+mod script;

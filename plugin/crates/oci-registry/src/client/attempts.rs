@@ -1,6 +1,6 @@
 //! Endpoint after endpoint, and round after round.
 
-use super::{ClientOptions, Inner};
+use super::Inner;
 use crate::error::RegistryError;
 use crate::host::{Capabilities, Endpoint};
 use crate::reference::Repository;
@@ -73,11 +73,6 @@ impl Attempts {
         Self { order, current: 0, worst: None, retry: Retry::new(&inner.options) }
     }
 
-    /// With the retries that ranges have.
-    pub(super) fn of_ranges(self, options: &ClientOptions) -> Self {
-        Self { retry: Retry::of_ranges(options), ..self }
-    }
-
     /// The endpoint to ask now.
     pub(super) fn endpoint(&self) -> Result<Arc<Endpoint>, RegistryError> {
         let current = self.order.get(self.current).or(self.order.first());
@@ -138,6 +133,12 @@ impl Attempts {
         }
         let tried = self.order.iter().map(|(_, endpoint)| endpoint.host.clone()).collect();
         RegistryError::Endpoints { tried, last: Box::new(last) }
+    }
+
+    /// Each endpoint once, and no pauses.
+    pub(super) fn once(mut self) -> Self {
+        self.retry.exhaust();
+        self
     }
 
     /// All retries are there again: the operation came on.

@@ -3,51 +3,61 @@
 use super::Inner;
 use super::redirects::Key;
 use super::request::{Call, Fetched, invalid, to_u64};
+use crate::body::RangeStream;
 use crate::error::RegistryError;
 use crate::host::Endpoint;
 use crate::reference::Repository;
 use crate::token::host_of;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures_util::stream::{StreamExt as _, TryStreamExt as _, try_unfold};
 use http::Method;
 use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use oci_spec::image::Digest;
 use reqwest::{Response, StatusCode, Url};
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Most memory that is set aside for a range before its bytes arrive.
-const MAX_RESERVE: u64 = 8 << 20;
+use tokio::sync::OwnedSemaphorePermit;
 
 impl Inner {
+    /// Asks each endpoint once: the caller knows better than this what is worth another try, and when.
     pub(super) async fn blob_range(
-        &self,
+        self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
         range: Range<u64>,
-    ) -> Result<Bytes, RegistryError> {
-        if range.is_empty() {
-            return Ok(Bytes::new());
+    ) -> Result<RangeStream, RegistryError> {
+        let size = range.end.saturating_sub(range.start);
+        if size == 0 {
+            return Ok(RangeStream { size, inner: futures_util::stream::empty().boxed() });
         }
         let wanted = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
-        let mut attempts = self.blob_attempts(repository, digest).await?.of_ranges(&self.options);
+        let turn = self.turn().await;
+        let mut attempts = self.blob_attempts(repository, digest).await?.once();
         loop {
             let call = Self::blob_call(&attempts.endpoint()?, repository, Method::GET, digest)?;
             let call = call.header(RANGE, &wanted);
-            match self.blob_range_once(&call, digest, &range).await {
-                Ok(bytes) => return Ok(bytes),
+            match self.open_range(&call, digest, &range).await {
+                Ok(reading) => {
+                    let inner = try_unfold(Reading { _turn: turn, ..reading }, |mut reading| async move {
+                        Ok(reading.next().await?.map(|piece| (piece, reading)))
+                    });
+                    return Ok(RangeStream { size, inner: inner.boxed() });
+                }
                 Err(error) => attempts.failed(error).await?,
             }
         }
     }
 
     pub(super) async fn locate_blob(
-        &self,
+        self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
         let key: Key = (repository.clone(), digest.clone());
         if self.redirects.endpoint(&key).is_none() {
-            self.blob_range(repository, digest, 0..1).await?;
+            let byte = self.blob_range(repository, digest, 0..1).await?;
+            // To the end, so that the connection can be used again.
+            byte.try_for_each(|_| std::future::ready(Ok(()))).await?;
         }
         let known = self.redirects.endpoint(&key);
         Ok(known.is_some_and(|endpoint| self.redirects.get(&key, &endpoint).is_some()))
@@ -96,59 +106,82 @@ impl Inner {
         Ok(response)
     }
 
-    async fn blob_range_once(
-        &self,
+    async fn open_range(
+        self: &Arc<Self>,
         call: &Call<'_>,
         digest: &Digest,
         range: &Range<u64>,
-    ) -> Result<Bytes, RegistryError> {
+    ) -> Result<Reading, RegistryError> {
         let response = self.fetch_blob(call, digest).await?;
-        let length = range.end.saturating_sub(range.start);
-        let (mut body, mut skip) = match response.status() {
-            StatusCode::PARTIAL_CONTENT => {
-                check_part(call, &response, range)?;
-                (response, 0)
-            }
+        let is_part = response.status() == StatusCode::PARTIAL_CONTENT;
+        if is_part {
+            check_part(call, &response, range)?;
+        } else if let Some(whole) = response.content_length().filter(|whole| *whole < range.end) {
+            return Err(too_short(call.what, response.url(), range.end, whole));
+        }
+        Ok(Reading {
+            _turn: None,
+            inner: self.clone(),
+            repository: call.repository.clone(),
+            what: call.what.to_owned(),
+            response,
+            is_part,
             // Ranges are optional in the specification: the whole blob comes, from its start.
-            _ => {
-                if let Some(whole) = response.content_length().filter(|whole| *whole < range.end) {
-                    return Err(self.too_short(call, response.url(), range.end, whole));
-                }
-                (response, range.start)
-            }
-        };
-        let is_part = body.status() == StatusCode::PARTIAL_CONTENT;
-        let reserve = usize::try_from(length.min(MAX_RESERVE)).unwrap_or(0);
-        let mut bytes = BytesMut::with_capacity(reserve);
-        while let Some(mut chunk) = self.chunk(&mut body).await? {
-            let skipped = skip.min(to_u64(chunk.len()));
-            skip = skip.saturating_sub(skipped);
-            let mut chunk = chunk.split_off(usize::try_from(skipped).unwrap_or(chunk.len()).min(chunk.len()));
-            let missing = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(bytes.len());
-            if chunk.len() > missing {
-                if is_part {
-                    return Err(invalid(
-                        call.repository,
-                        &host_of(body.url()),
-                        "it sent more bytes than the range has",
-                    ));
-                }
-                chunk.truncate(missing);
-            }
-            bytes.extend_from_slice(&chunk);
-            if !is_part && to_u64(bytes.len()) >= length {
-                break;
-            }
-        }
-        if to_u64(bytes.len()) != length {
-            return Err(self.too_short(call, body.url(), length, to_u64(bytes.len())));
-        }
-        Ok(bytes.freeze())
+            skip: if is_part { 0 } else { range.start },
+            size: range.end.saturating_sub(range.start),
+            read: 0,
+        })
     }
+}
 
-    fn too_short(&self, call: &Call<'_>, url: &Url, expected: u64, actual: u64) -> RegistryError {
-        RegistryError::Length { host: host_of(url), what: call.what.to_owned(), expected, actual }
+/// A range on its way.
+struct Reading {
+    _turn: Option<OwnedSemaphorePermit>,
+    inner: Arc<Inner>,
+    repository: Repository,
+    what: String,
+    response: Response,
+    is_part: bool,
+    /// Bytes to come before the range.
+    skip: u64,
+    size: u64,
+    read: u64,
+}
+
+impl Reading {
+    async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        loop {
+            // Of a whole blob nothing behind the range is of interest; of a range there must be nothing.
+            if self.read >= self.size && !self.is_part {
+                return Ok(None);
+            }
+            let Some(mut piece) = self.inner.chunk(&mut self.response).await? else {
+                if self.read < self.size {
+                    return Err(too_short(&self.what, self.response.url(), self.size, self.read));
+                }
+                return Ok(None);
+            };
+            let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(piece.len());
+            self.skip = self.skip.saturating_sub(to_u64(skipped));
+            let mut piece = piece.split_off(skipped);
+            let missing = usize::try_from(self.size.saturating_sub(self.read)).unwrap_or(usize::MAX);
+            if piece.len() > missing {
+                if self.is_part {
+                    let reason = "it sent more bytes than the range has";
+                    return Err(invalid(&self.repository, &host_of(self.response.url()), reason));
+                }
+                piece.truncate(missing);
+            }
+            if !piece.is_empty() {
+                self.read = self.read.saturating_add(to_u64(piece.len()));
+                return Ok(Some(piece));
+            }
+        }
     }
+}
+
+fn too_short(what: &str, url: &Url, expected: u64, actual: u64) -> RegistryError {
+    RegistryError::Length { host: host_of(url), what: what.to_owned(), expected, actual }
 }
 
 /// Whether the status means that a signed URL has had its day (S3 says 400 to an expired session), or that the storage

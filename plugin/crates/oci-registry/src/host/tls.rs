@@ -55,7 +55,10 @@ pub(super) fn config(
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(ClientError::Tls)?,
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = match options.http1_only {
+        true => vec![b"http/1.1".to_vec()],
+        false => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+    };
     Ok(config)
 }
 

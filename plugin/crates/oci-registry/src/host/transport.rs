@@ -34,14 +34,16 @@ impl Transport {
         let with_identity = tls::config(options, roots.clone(), identity)?;
         let without = tls::config(options, roots, None)?;
         let builder = |tls: rustls::ClientConfig| {
-            reqwest::Client::builder()
+            let builder = reqwest::Client::builder();
+            let builder = if options.http1_only { builder.http1_only() } else { builder };
+            builder
                 .tls_backend_preconfigured(tls)
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
                 .user_agent(user_agent)
                 .connect_timeout(connect_timeout)
                 .pool_idle_timeout(Duration::from_secs(60))
-                .pool_max_idle_per_host(16)
+                .pool_max_idle_per_host(32)
                 .tcp_keepalive(Duration::from_secs(30))
                 .tcp_nodelay(true)
                 .referer(false)

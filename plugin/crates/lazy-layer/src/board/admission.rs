@@ -1,0 +1,399 @@
+//! Who goes next, and who has to wait.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{Board, Flying, Gate, Inner, Outbox, Phase, Ticket, TransferId, Wish};
+use crate::demand::Demand;
+use crate::engine::Engine;
+use crate::fill::Next;
+use crate::layer::{Layer, LayerId};
+use crate::link::Host;
+use crate::options::StoreOptions;
+use crate::sources::AttachedSource;
+use crate::transfer::Transfer;
+
+/// So many times what the link holds is asked for ahead while nobody waits.
+const DEPTH: u64 = 4;
+/// Parts that this is asked for in, so that several connections share it.
+const PARTS: u64 = 4;
+
+/// A transfer that can begin.
+struct Plan {
+    layer: Arc<Layer>,
+    source: AttachedSource,
+    host: Arc<str>,
+    demand: Demand,
+    spans: Range<usize>,
+}
+
+/// What is under way, by what it is for.
+#[derive(Clone, Copy, Default)]
+struct Load {
+    /// Transfers that somebody waits for.
+    reads: usize,
+    /// Whether there is any for the trace or for reading ahead.
+    ahead: bool,
+    /// Bytes that are still to come.
+    total: u64,
+    total_ahead: u64,
+}
+
+impl Engine {
+    /// Takes a decision, has what can begin begin, and does what follows.
+    pub(super) fn on_board(self: &Arc<Self>, decide: impl FnOnce(&mut Inner, Instant, &mut Outbox)) {
+        let mut out = Outbox::default();
+        let now = Instant::now();
+        {
+            let mut board = self.board.inner.lock();
+            decide(&mut board, now, &mut out);
+            board.dispatch(self, now, &mut out);
+        }
+        out.deliver(self);
+    }
+}
+
+impl Inner {
+    /// Begins all transfers that may begin now.
+    fn dispatch(&mut self, engine: &Arc<Engine>, now: Instant, out: &mut Outbox) {
+        self.refresh();
+        let mut wake = None;
+        if !self.closed {
+            while let Some(plan) = self.plan(&engine.options, now, &mut wake, out) {
+                let transfer = self.launch(engine, plan, now);
+                out.launch(transfer);
+            }
+            self.dispatch_fill(engine, now, &mut wake, out);
+        }
+        if wake.is_some() && (self.wake.is_none() || wake < self.wake) {
+            out.set_timer = true;
+        }
+        self.wake = wake;
+    }
+
+    fn load(&self) -> Load {
+        let mut load = Load::default();
+        for flying in self.flying() {
+            load.total = load.total.saturating_add(flying.outstanding());
+            match flying.demand {
+                Demand::Read => load.reads = load.reads.saturating_add(1),
+                Demand::Trace | Demand::ReadAhead => {
+                    load.ahead = true;
+                    load.total_ahead = load.total_ahead.saturating_add(flying.outstanding());
+                }
+                Demand::Fill => {}
+            }
+        }
+        load
+    }
+
+    /// What a transfer for `demand` may do.
+    pub(super) fn gate(&self, demand: Demand, options: &StoreOptions) -> Gate {
+        let load = self.load();
+        let go = match demand {
+            Demand::Read => true,
+            Demand::Trace | Demand::ReadAhead => {
+                load.reads == 0 || load.total_ahead <= options.max_ahead_while_waiting
+            }
+            Demand::Fill => load.reads == 0 && !load.ahead,
+        };
+        if go { Gate::Go } else { Gate::Wait }
+    }
+
+    /// Whether more may be asked for that nobody waits for yet.
+    fn admits_ahead(&self, load: Load, options: &StoreOptions) -> bool {
+        if load.reads > 0 {
+            load.total < self.low_water() && load.total_ahead < options.max_ahead_while_waiting
+        } else {
+            load.total_ahead < self.link.holds().saturating_mul(DEPTH)
+        }
+    }
+
+    /// With so much still to come of what somebody waits for, what is asked for now begins to come when that has come. Half of what the link holds is
+    /// for its moods.
+    fn low_water(&self) -> u64 {
+        let holds = self.link.holds();
+        holds.saturating_add(holds / 2)
+    }
+
+    /// Whether the last `got` bytes were those after which more may be asked for.
+    pub(super) fn has_room_after(&self, got: u64) -> bool {
+        if self.queue.is_empty() && self.fill.is_empty() {
+            return false;
+        }
+        let load = self.load();
+        let crossed = |left: u64, mark: u64| left < mark && left.saturating_add(got) >= mark;
+        if load.reads > 0 {
+            crossed(load.total, self.low_water())
+        } else {
+            crossed(load.total_ahead, self.link.holds().saturating_mul(DEPTH))
+        }
+    }
+
+    /// The most urgent wish that can be served now, with those of its neighbours that come along. Wishes that no source is left for fail.
+    fn plan(
+        &mut self,
+        options: &StoreOptions,
+        now: Instant,
+        wake: &mut Option<Instant>,
+        out: &mut Outbox,
+    ) -> Option<Plan> {
+        loop {
+            let load = self.load();
+            let ahead = self.admits_ahead(load, options);
+            let mut hopeless: Option<Ticket> = None;
+            let mut plan = None;
+            for ticket in &self.queue {
+                let urgent = ticket.demand == Demand::Read;
+                if !urgent && !ahead {
+                    break;
+                }
+                if urgent && load.reads >= options.max_fetches {
+                    continue;
+                }
+                let Some(wishes) = self.layers.get(&ticket.layer) else { continue };
+                let Some(wish) = wishes.spans.get(&ticket.span) else { continue };
+                if let Some(at) = wish.not_before.filter(|at| *at > now) {
+                    earlier(wake, at);
+                    continue;
+                }
+                let Some(source) = wish.tries.choose(&wishes.layer) else {
+                    hopeless = Some(*ticket);
+                    break;
+                };
+                let name = source.source.host();
+                let host = self
+                    .hosts
+                    .entry(Arc::clone(&name))
+                    .or_insert_with(|| Host::new(options.max_connections_per_host));
+                if let Some(at) = host.not_before.filter(|at| *at > now) {
+                    earlier(wake, at);
+                    continue;
+                }
+                if !urgent && host.busy >= host.limit() {
+                    host.wants_more(now);
+                    continue;
+                }
+                let limit = match ticket.demand {
+                    Demand::Read => options.max_range,
+                    _ if load.reads > 0 => options.max_ahead_while_waiting.saturating_sub(load.total_ahead),
+                    _ => self.link.holds().saturating_mul(DEPTH) / PARTS,
+                };
+                let limit = limit.min(options.max_range);
+                let follow = options.max_ahead_while_waiting.saturating_sub(load.total_ahead);
+                let run = Run { wishes: &wishes.spans, layer: &wishes.layer, source: &source, now };
+                plan = Some(Plan {
+                    spans: run.from(ticket.span, ticket.demand, limit, follow),
+                    layer: Arc::clone(&wishes.layer),
+                    host: name,
+                    demand: ticket.demand,
+                    source,
+                });
+                break;
+            }
+            let Some(Ticket { layer, span, .. }) = hopeless else { return plan };
+            let Some(wishes) = self.layers.get(&layer) else { continue };
+            let layer = Arc::clone(&wishes.layer);
+            if let Some(wish) = self.forget(layer.id(), span) {
+                out.fail(&layer, span, wish.tries.no_source(layer.number(span)));
+            }
+        }
+    }
+
+    fn launch(&mut self, engine: &Arc<Engine>, plan: Plan, now: Instant) -> Transfer {
+        let Plan { layer, source, host, demand, spans } = plan;
+        let id = TransferId(self.number());
+        for span in spans.clone() {
+            if let Some(wish) = self.wish(layer.id(), span) {
+                wish.phase = Phase::Moving(id);
+                let ticket = Ticket { demand: wish.demand, order: wish.order, layer: layer.id(), span };
+                self.queue.remove(&ticket);
+            }
+        }
+        let range = compressed(&layer, &spans);
+        if let Some(host) = self.hosts.get_mut(&host) {
+            host.busy = host.busy.saturating_add(1);
+        }
+        let flying = Flying {
+            layer: layer.id(),
+            host,
+            demand,
+            next: spans.start,
+            end: spans.end,
+            at: range.start,
+            end_byte: range.end,
+            since: now,
+            answered: false,
+        };
+        self.transfers.insert(id, flying);
+        Transfer::new(id, Arc::clone(engine), layer, source, spans, range)
+    }
+
+    /// Begins what nobody has asked for, where there is nothing better to do.
+    fn dispatch_fill(
+        &mut self,
+        engine: &Arc<Engine>,
+        now: Instant,
+        wake: &mut Option<Instant>,
+        out: &mut Outbox,
+    ) {
+        let options = &engine.options;
+        if options.fill.disable || self.fill.is_empty() {
+            return;
+        }
+        // What waits for its time is no reason to be idle.
+        let put_off = |ticket: &Ticket| {
+            self.layers
+                .get(&ticket.layer)
+                .and_then(|wishes| wishes.spans.get(&ticket.span)?.not_before)
+                .is_some_and(|at| at > now)
+        };
+        if !self.queue.iter().all(put_off) || self.flying().any(|flying| flying.demand != Demand::Fill) {
+            return;
+        }
+        let quiet = self.last_wait.map(|at| at + options.fill.silence);
+        if let Some(at) = quiet.filter(|at| *at > now) {
+            return earlier(wake, at);
+        }
+        loop {
+            let host_is_free = |hosts: &mut std::collections::HashMap<Arc<str>, Host>, name: &Arc<str>| {
+                let host = hosts
+                    .entry(Arc::clone(name))
+                    .or_insert_with(|| Host::new(options.max_connections_per_host));
+                if let Some(at) = host.not_before.filter(|at| *at > now) {
+                    return Err(Some(at));
+                }
+                if host.busy >= host.limit() {
+                    host.wants_more(now);
+                    return Err(None);
+                }
+                Ok(())
+            };
+            let wanted = |layer: LayerId, span: usize| {
+                self.layers.get(&layer).is_some_and(|wishes| wishes.spans.contains_key(&span))
+            };
+            let pace = self.link.rate() / 5;
+            let (layer, spans) = match self.fill.next(options, pace, now, wanted) {
+                Next::Nothing => return,
+                Next::Later(at) => return earlier(wake, at),
+                Next::Complete(layer) => {
+                    out.complete(layer);
+                    continue;
+                }
+                Next::Suspect(layer, span) => {
+                    let batch = self.number();
+                    self.want(&layer, span, Demand::Fill, batch, now, out);
+                    continue;
+                }
+                Next::Missing(layer, spans) => (layer, spans),
+            };
+            let Some(source) = layer.sources().list().into_iter().next() else { return };
+            let name = source.source.host();
+            match host_is_free(&mut self.hosts, &name) {
+                Err(Some(at)) => return earlier(wake, at),
+                Err(None) => return,
+                Ok(()) => {}
+            }
+            let bytes = compressed(&layer, &spans);
+            self.fill.begun(&layer, &spans, bytes.end.saturating_sub(bytes.start), options, now);
+            let batch = self.number();
+            for span in spans.clone() {
+                self.want(&layer, span, Demand::Fill, batch, now, out);
+            }
+            let plan = Plan { layer, source, host: name, demand: Demand::Fill, spans };
+            let transfer = self.launch(engine, plan, now);
+            out.launch(transfer);
+        }
+    }
+}
+
+/// Which wishes one transfer can serve together.
+struct Run<'a> {
+    wishes: &'a std::collections::BTreeMap<usize, Wish>,
+    layer: &'a Layer,
+    source: &'a AttachedSource,
+    now: Instant,
+}
+
+impl Run<'_> {
+    /// From `span` on, all that are wanted as urgently up to `limit` bytes, and then up to `follow` bytes of what is less urgent: it comes on the same
+    /// connection, after them, and costs no request.
+    fn from(&self, span: usize, demand: Demand, limit: u64, follow: u64) -> Range<usize> {
+        let mut end = span.saturating_add(1);
+        let (mut bytes, mut behind) = (self.len(span), 0u64);
+        while let Some(wish) = self.wishes.get(&end).filter(|wish| self.fits(wish)) {
+            let len = self.len(end);
+            if wish.demand <= demand && behind == 0 && bytes.saturating_add(len) <= limit {
+                bytes = bytes.saturating_add(len);
+            } else if wish.demand > demand
+                && wish.demand < Demand::Fill
+                && behind.saturating_add(len) <= follow
+            {
+                behind = behind.saturating_add(len);
+            } else {
+                break;
+            }
+            end = end.saturating_add(1);
+        }
+        span..end
+    }
+
+    fn fits(&self, wish: &Wish) -> bool {
+        matches!(wish.phase, Phase::Queued)
+            && wish.not_before.is_none_or(|at| at <= self.now)
+            && wish.tries.choose(self.layer).is_some_and(|source| source.id == self.source.id)
+    }
+
+    fn len(&self, span: usize) -> u64 {
+        self.layer.spans().get(span).map_or(0, |row| row.compressed_len())
+    }
+}
+
+/// Looks at the board when something that was put off is due, as long as there is an engine.
+pub(crate) async fn keep_time(engine: std::sync::Weak<Engine>) {
+    struct Close(std::sync::Weak<Engine>);
+    impl Drop for Close {
+        fn drop(&mut self) {
+            if let Some(engine) = self.0.upgrade() {
+                engine.close();
+            }
+        }
+    }
+    let _close = Close(std::sync::Weak::clone(&engine));
+    let timer = engine.upgrade().map(|engine| Arc::clone(&engine.board.timer));
+    let Some(timer) = timer else { return };
+    loop {
+        // The engine ends when nobody else has it any more.
+        let Some(wake) = engine.upgrade().map(|engine| engine.board.inner.lock().wake) else { return };
+        let notified = timer.notified();
+        match wake {
+            Some(at) => tokio::select! {
+                () = sleep_until(at) => match engine.upgrade() {
+                    Some(engine) => engine.on_board(|_, _, _| {}),
+                    None => return,
+                },
+                () = notified => {}
+            },
+            None => notified.await,
+        }
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        self.timer.notify_one();
+    }
+}
+
+fn earlier(wake: &mut Option<Instant>, at: Instant) {
+    *wake = Some(wake.map_or(at, |known| known.min(at)));
+}
+
+/// The compressed bytes of adjacent spans.
+fn compressed(layer: &Layer, spans: &Range<usize>) -> Range<u64> {
+    let start = layer.spans().get(spans.start).map_or(0, |row| row.compressed.start);
+    let end = spans.end.checked_sub(1).and_then(|last| layer.spans().get(last));
+    start..end.map_or(start, |row| row.compressed.end)
+}

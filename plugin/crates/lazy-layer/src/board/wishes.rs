@@ -1,0 +1,295 @@
+//! Wishes: made, raised, served, given up.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Inner, Outbox, Phase, Tries, Wish, Wishes};
+use crate::demand::Demand;
+use crate::disk::states::State;
+use crate::engine::Engine;
+use crate::error::ReadError;
+use crate::layer::{Layer, LayerId};
+use crate::source::SourceError;
+use crate::sources::AttachedSource;
+
+/// What became of a span whose bytes the pool had.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Whoever waited has been answered.
+    Done,
+    /// The same, but it could not be kept.
+    PassedBy,
+    /// The bytes were wrong: another source, or another try, may do better.
+    Wrong(ReadError),
+    /// No try will do better.
+    Failed(ReadError),
+    /// The rest of the bytes did not come, and the pool is done with those that did.
+    Aborted,
+}
+
+/// Wishes for reading ahead that one layer may have in the queue; older ones are dropped.
+const MAX_AHEAD: usize = 256;
+
+impl Engine {
+    /// Has spans fetched that are not here. Those that a read waits for must have it among their waiters already.
+    pub(crate) fn want(self: &Arc<Self>, layer: &Arc<Layer>, wanted: &[(usize, Demand)]) {
+        self.on_board(|board, now, out| {
+            if wanted.iter().any(|(_, demand)| *demand == Demand::Read) {
+                board.last_wait = Some(now);
+                board.fill.disturb();
+            }
+            let batch = board.number();
+            for (span, demand) in wanted {
+                board.want(layer, *span, *demand, batch, now, out);
+            }
+        });
+    }
+
+    /// A layer has another set of sources.
+    pub(crate) fn sources_changed(self: &Arc<Self>, layer: &Arc<Layer>) {
+        self.on_board(|board, _, out| {
+            let gone = layer.sources().is_empty();
+            if !gone {
+                board.fill.add(layer, &self.options);
+            }
+            let spans: Vec<usize> = board.spans_of(layer.id());
+            for span in spans {
+                let Some(wish) = board.wish(layer.id(), span) else { continue };
+                // A pause after a failure was for the sources of that time.
+                wish.not_before = None;
+                if gone && wish.demand != Demand::Read && matches!(wish.phase, Phase::Queued) {
+                    board.forget(layer.id(), span);
+                }
+            }
+            out.open_gate = true;
+        });
+    }
+
+    /// The pool is done with a span.
+    pub(crate) fn landed(self: &Arc<Self>, layer: &Arc<Layer>, span: usize, verdict: Verdict) {
+        self.on_board(|board, now, out| board.landed(self, layer, span, verdict, now, out));
+    }
+
+    /// The pool has compared a span with its checksum; it failed where it could not even read it.
+    pub(crate) fn rechecked(self: &Arc<Self>, layer: &Arc<Layer>, span: usize, intact: bool) {
+        self.on_board(|board, _, _| {
+            if intact {
+                board.forget(layer.id(), span);
+            } else {
+                board.enqueue(layer.id(), span);
+            }
+        });
+    }
+
+    /// There is no room on the disk for what nobody asked for.
+    pub(crate) fn postpone_fill(self: &Arc<Self>, now: Instant) {
+        self.board.inner.lock().fill.rest(now);
+    }
+
+    /// The runtime is gone, and with it every hope.
+    pub(crate) fn close(self: &Arc<Self>) {
+        self.on_board(|board, _, out| {
+            board.closed = true;
+            let all: Vec<_> = board.queue.iter().map(|ticket| (ticket.layer, ticket.span)).collect();
+            for (layer, span) in all {
+                board.give_up(layer, span, out);
+            }
+        });
+    }
+}
+
+impl Inner {
+    fn spans_of(&self, layer: LayerId) -> Vec<usize> {
+        self.layers.get(&layer).map(|wishes| wishes.spans.keys().copied().collect()).unwrap_or_default()
+    }
+
+    pub(super) fn want(
+        &mut self,
+        layer: &Arc<Layer>,
+        span: usize,
+        demand: Demand,
+        batch: u64,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let Some(slot) = layer.slot(span) else { return };
+        // What is expected last is expected with the best reason; those who wait are served in turn.
+        let order = if demand == Demand::ReadAhead { u64::MAX.saturating_sub(batch) } else { batch };
+        if let Some(wish) = self.wish(layer.id(), span) {
+            if demand < wish.demand {
+                self.raise(layer, span, demand, order, out);
+            }
+            return;
+        }
+        if slot.is_present() {
+            return;
+        }
+        if self.closed {
+            let error = ReadError::GivenUp { span: layer.number(span) };
+            return out.fail(layer, span, error);
+        }
+        let not_before = slot.not_before().filter(|at| *at > now);
+        if demand != Demand::Read && (not_before.is_some() || layer.sources().is_empty()) {
+            return;
+        }
+        let phase = if slot.state() == State::Suspect { Phase::Rechecking } else { Phase::Queued };
+        if matches!(phase, Phase::Rechecking) {
+            out.recheck(layer, span, demand);
+        }
+        let queued = matches!(phase, Phase::Queued);
+        let wish = Wish { demand, order, phase, tries: Tries::default(), not_before };
+        let wishes = self
+            .layers
+            .entry(layer.id())
+            .or_insert_with(|| Wishes { layer: Arc::clone(layer), spans: Default::default() });
+        wishes.spans.insert(span, wish);
+        if demand == Demand::ReadAhead {
+            slot.mark_ahead();
+            self.trim(layer.id());
+        }
+        if queued {
+            self.enqueue(layer.id(), span);
+        }
+    }
+
+    /// Drops the oldest wishes for reading ahead of a layer that has too many.
+    fn trim(&mut self, layer: LayerId) {
+        let queued = |ticket: &&super::Ticket| ticket.layer == layer && ticket.demand == Demand::ReadAhead;
+        let count = self.queue.iter().filter(queued).count();
+        if count >= MAX_AHEAD
+            && let Some(last) = self.queue.iter().rev().find(queued).copied()
+        {
+            self.forget(last.layer, last.span);
+        }
+    }
+
+    /// Somebody wants a span more urgently than before.
+    fn raise(&mut self, layer: &Arc<Layer>, span: usize, demand: Demand, order: u64, out: &mut Outbox) {
+        let Some(mut wish) = self.forget(layer.id(), span) else { return };
+        (wish.demand, wish.order) = (demand, order);
+        let moving = match wish.phase {
+            Phase::Moving(id) => Some(id),
+            _ => None,
+        };
+        let queued = matches!(wish.phase, Phase::Queued);
+        let wishes = self
+            .layers
+            .entry(layer.id())
+            .or_insert_with(|| Wishes { layer: Arc::clone(layer), spans: Default::default() });
+        wishes.spans.insert(span, wish);
+        if queued {
+            self.enqueue(layer.id(), span);
+        }
+        if let Some(id) = moving {
+            self.carve(id, span);
+        }
+        out.open_gate = true;
+    }
+
+    fn landed(
+        &mut self,
+        engine: &Engine,
+        layer: &Arc<Layer>,
+        span: usize,
+        verdict: Verdict,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let id = layer.id();
+        match verdict {
+            Verdict::Done => {
+                self.forget(id, span);
+            }
+            // Who came meanwhile was not answered.
+            Verdict::PassedBy if layer.slot(span).is_some_and(|slot| slot.is_awaited()) => {
+                if let Some(wish) = self.wish(id, span) {
+                    wish.tries = Tries::default();
+                }
+                self.enqueue(id, span);
+            }
+            Verdict::PassedBy => {
+                self.forget(id, span);
+            }
+            Verdict::Failed(error) => {
+                self.forget(id, span);
+                out.fail(layer, span, error);
+            }
+            Verdict::Wrong(error) => {
+                let Some(wish) = self.wish(id, span) else { return };
+                wish.tries.wrong = wish.tries.wrong.saturating_add(1);
+                let attempt = wish.tries.wrong;
+                tracing::warn!(layer = %layer.key().layer, span, %error, attempt, "a source sent wrong bytes");
+                if attempt >= engine.options.span_attempts {
+                    self.forget(id, span);
+                    out.fail(layer, span, error);
+                } else {
+                    self.try_again(engine, layer, span, now);
+                }
+            }
+            Verdict::Aborted => {
+                let Some(wish) = self.wish(id, span) else { return };
+                match std::mem::replace(&mut wish.phase, Phase::Queued) {
+                    Phase::Aborting(Some(error)) => {
+                        self.forget(id, span);
+                        out.fail(layer, span, error);
+                    }
+                    _ => self.go_on(engine, layer, span),
+                }
+            }
+        }
+    }
+
+    /// Lets a span that did not come have another try, not at once where it has failed.
+    pub(super) fn try_again(&mut self, engine: &Engine, layer: &Arc<Layer>, span: usize, now: Instant) {
+        let Some(wish) = self.wish(layer.id(), span) else { return };
+        let failures = wish.tries.transient.saturating_add(wish.tries.wrong);
+        wish.not_before = (failures > 0).then(|| now + engine.options.backoff(failures));
+        if !matches!(wish.phase, Phase::Aborting(_)) {
+            self.go_on(engine, layer, span);
+        }
+    }
+
+    /// Another try, if anybody still waits. What nobody waits for is left to who wishes for it anew.
+    fn go_on(&mut self, engine: &Engine, layer: &Arc<Layer>, span: usize) {
+        let Some(slot) = layer.slot(span) else { return };
+        if slot.is_awaited() {
+            self.enqueue(layer.id(), span);
+        } else {
+            self.forget(layer.id(), span);
+            slot.postpone(&engine.options);
+        }
+    }
+
+    /// The engine ends, or lost the work.
+    pub(super) fn give_up(&mut self, layer: LayerId, span: usize, out: &mut Outbox) {
+        let Some(wishes) = self.layers.get(&layer) else { return };
+        let layer = Arc::clone(&wishes.layer);
+        let error = ReadError::GivenUp { span: layer.number(span) };
+        if let Some(Wish { phase: Phase::Aborting(then), .. }) = self.wish(layer.id(), span) {
+            *then = Some(error);
+            return;
+        }
+        self.forget(layer.id(), span);
+        out.fail(&layer, span, error);
+    }
+}
+
+impl Tries {
+    /// The source to ask: the newest that has not refused, another one after each failure.
+    pub(super) fn choose(&self, layer: &Layer) -> Option<AttachedSource> {
+        let mut usable = layer.sources().list();
+        usable.retain(|attached| !self.refused.contains(&attached.id));
+        let failures = self.transient.saturating_add(self.wrong);
+        let turn = usize::try_from(failures).ok()?.checked_rem(usable.len())?;
+        usable.into_iter().nth(turn)
+    }
+
+    /// What to tell readers when no source is left.
+    pub(super) fn no_source(&self, span: u32) -> ReadError {
+        match &self.last {
+            Some(source) => ReadError::Source { span, source: SourceError::clone(source) },
+            None => ReadError::NoSource { span },
+        }
+    }
+}

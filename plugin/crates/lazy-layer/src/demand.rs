@@ -1,0 +1,25 @@
+//! Why bytes are fetched.
+
+/// The kinds of demand, in strict priority: each gives way to those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub(crate) enum Demand {
+    /// Somebody is blocked until the bytes are here.
+    Read,
+    /// A recorded start-up trace names them. Nobody asks for this yet.
+    Trace,
+    /// They are expected to be read next.
+    ReadAhead,
+    /// Nobody asked for them yet.
+    Fill,
+}
+
+impl Demand {
+    /// Number of kinds.
+    pub(crate) const COUNT: usize = 4;
+
+    /// Place in an array with one element for each kind.
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
