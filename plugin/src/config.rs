@@ -167,6 +167,18 @@ impl Config {
         seconds(self.deadlines.found_ttl_sec)
     }
 
+    /// Bytes of disk that layer files may take; 0 for any number.
+    #[must_use]
+    pub fn max_disk(&self) -> u64 {
+        bytes(&self.cache.max_size)
+    }
+
+    /// Bytes of the file system that layer files leave free.
+    #[must_use]
+    pub fn min_free(&self) -> u64 {
+        bytes(&self.cache.min_free)
+    }
+
     /// The largest zTOC that is read, in bytes.
     #[must_use]
     pub fn max_ztoc_bytes(&self) -> u64 {

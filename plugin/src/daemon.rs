@@ -367,6 +367,8 @@ fn kib(number: i64) -> u32 {
 
 fn layer_options(root: &Path, config: &Config) -> StoreOptions {
     let mut options = StoreOptions::new(root);
+    options.max_disk = config.max_disk();
+    options.min_free = config.min_free();
     if config.limits.inflate_threads > 0 {
         options.inflate_threads = count(config.limits.inflate_threads);
     }

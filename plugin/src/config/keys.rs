@@ -307,6 +307,13 @@ tables! {
         /// Seconds that an image's index is believed to be the newest.
         found_ttl_sec "deadlines.found_ttl_sec": Int(1..=3_600) = 60;
     }
+    /// The disk that layer files take (ours).
+    Cache cache {
+        /// Bytes that all layer files may take, such as "50gb"; empty for any number. Beyond, layers that are not mounted go, those unused longest first; then what is read is no longer kept.
+        max_size "cache.max_size": Size = "";
+        /// Bytes of the file system that are left free, with the same consequences.
+        min_free "cache.min_free": Size = "256mb";
+    }
     /// How much at the same time (ours).
     Limits limits {
         /// Calls of one client (containerd is one) at the same time; more wait.

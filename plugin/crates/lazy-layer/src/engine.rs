@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::backlog::Backlog;
 use crate::board::{self, Board};
+use crate::budget::Budget;
 use crate::buffers::Buffers;
 use crate::layer::{Layer, LayerId};
 use crate::options::StoreOptions;
@@ -30,6 +31,7 @@ pub(crate) struct Engine {
     pub(crate) runtime: Handle,
     pub(crate) pool: Pool,
     pub(crate) buffers: Buffers,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) board: Board,
     pub(crate) backlog: Backlog,
     hints: Sender<Hint>,
@@ -41,7 +43,11 @@ pub(crate) struct Engine {
 type Hint = (Arc<Layer>, Range<u64>, u32);
 
 impl Engine {
-    pub(crate) fn start(options: StoreOptions, runtime: Handle) -> io::Result<Arc<Self>> {
+    pub(crate) fn start(
+        options: StoreOptions,
+        budget: Arc<Budget>,
+        runtime: Handle,
+    ) -> io::Result<Arc<Self>> {
         let (hints, given) = crossbeam_channel::bounded::<Hint>(HINTS);
         std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || {
             for (layer, tar, used) in given {
@@ -51,6 +57,7 @@ impl Engine {
         let engine = Arc::new(Self {
             pool: Pool::start(options.inflate_threads)?,
             buffers: Buffers::new(options.pooled_buffers),
+            budget,
             board: Board::new(),
             backlog: Backlog::default(),
             hints,

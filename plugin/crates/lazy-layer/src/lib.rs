@@ -44,6 +44,7 @@
 mod ahead;
 mod backlog;
 mod board;
+mod budget;
 mod buffers;
 mod demand;
 mod disk;
@@ -57,6 +58,7 @@ mod link;
 mod mapping;
 mod options;
 mod pool;
+mod shelf;
 mod source;
 mod sources;
 mod store;

@@ -9,6 +9,10 @@ use std::time::Duration;
 pub struct StoreOptions {
     /// The daemon's root; layers live in `<root>/layers`.
     pub root: PathBuf,
+    /// Bytes of disk that all layers may take; beyond, layers that nobody has open go, and what is read is not kept. 0 for any number. Default 0.
+    pub max_disk: u64,
+    /// Bytes of the file system that are left free, with the same consequences. Default 256 MiB.
+    pub min_free: u64,
     /// Threads that check digests, inflate and write. Default: the number of cores.
     pub inflate_threads: usize,
     /// How long a read may stay blocked before it fails with [`crate::ReadError::Deadline`]. Default 300 s.
@@ -108,6 +112,8 @@ impl StoreOptions {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             root: root.into(),
+            max_disk: 0,
+            min_free: 256 << 20,
             inflate_threads: cores,
             read_deadline: Duration::from_secs(300),
             attempt_timeout: Duration::from_secs(30),

@@ -23,6 +23,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
@@ -99,6 +100,8 @@ impl States {
         }
         let file =
             OpenOptions::new().read(true).write(true).open(&path).map_err(FileError::of("open", &path))?;
+        // When a layer was opened last decides whether it goes first if room is needed. Not knowing that is no harm.
+        let _ = file.set_modified(SystemTime::now());
         let marked_clean = Mutex::new(whole && head.is_some_and(|head| head.clean));
         Ok((Self { file, count, boot, marked_clean }, states))
     }

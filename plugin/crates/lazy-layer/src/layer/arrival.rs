@@ -77,7 +77,11 @@ impl Layer {
         Ok(true)
     }
 
+    /// Writes where there is room by the disk's account and by ours; [`io::ErrorKind::StorageFull`] where there is none.
     pub(crate) fn write_tar(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if !self.engine.budget.take(bytes.len() as u64) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.file.write_all_at(bytes, self.place(offset))
     }
 

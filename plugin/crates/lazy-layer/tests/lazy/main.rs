@@ -17,4 +17,5 @@ mod forged;
 mod golden;
 mod making;
 mod reads;
+mod room;
 mod script;
