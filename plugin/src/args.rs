@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
+use crate::kernel::errand::Errand;
 use crate::telemetry::Level;
 
 /// Where the socket is when nobody says otherwise.
@@ -45,7 +46,7 @@ pub struct Args {
 }
 
 /// What the program can do besides serving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Print configuration
     #[command(subcommand)]
@@ -53,6 +54,9 @@ pub enum Command {
     /// Hold descriptors for a daemon; started by it
     #[command(name = crate::keeper::client::COMMAND, hide = true)]
     KeepDescriptors,
+    /// Do what may wait in the kernel for a daemon; started by it
+    #[command(name = crate::kernel::errand::COMMAND, hide = true, subcommand)]
+    KernelErrand(Errand),
 }
 
 /// Which configuration to print.

@@ -30,7 +30,7 @@ use crate::credentials::Keyring;
 use crate::fuse::FuseOptions;
 use crate::grpc::{OwnService, SnapshotsService};
 use crate::keeper::{self, Keeper};
-use crate::kernel::{Kernel, KernelOptions};
+use crate::kernel::{Kernel, KernelOptions, errand};
 use crate::notify::notify;
 use crate::resolve::{self, Registries, Resolver};
 use crate::snapshot::overlay::OverlayOptions;
@@ -105,6 +105,9 @@ pub enum DaemonError {
     /// The keeper process could not begin.
     #[error("failed to keep descriptors")]
     Keep(#[source] io::Error),
+    /// Nobody heard what came of an errand.
+    #[error("failed to say what was done")]
+    Errand(#[source] io::Error),
     /// Serving failed.
     #[error("failed to serve")]
     Serve(#[source] tonic::transport::Error),
@@ -131,11 +134,14 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(args: &Args) -> Result<ExitCode, DaemonError> {
     let (file, asked_for) = args.config_file();
-    match args.command {
+    match &args.command {
         Some(Command::Config(ConfigCommand::Default)) => return print(&Config::default()),
         Some(Command::Config(ConfigCommand::Dump)) => return print(&Config::load(file, asked_for)?),
         Some(Command::KeepDescriptors) => {
             return keeper::process::main(&args.root).map(|()| ExitCode::SUCCESS).map_err(DaemonError::Keep);
+        }
+        Some(Command::KernelErrand(errand)) => {
+            return errand::main(errand).map(|()| ExitCode::SUCCESS).map_err(DaemonError::Errand);
         }
         None if args.supervise => return supervise::supervise(args),
         None => {}
@@ -435,7 +441,9 @@ fn raise_descriptor_limit() {
 /// Makes an overlay below the root, as containerd will.
 fn check_overlay(root: &Path) -> io::Result<()> {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-    let place = root.join(format!("overlay-check-{}", std::process::id()));
+    let place = root.join("overlay-check");
+    // Of one that was killed.
+    let _ = unmount(place.join("merged"), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     let _ = std::fs::remove_dir_all(&place);
     for name in ["lower", "upper", "work", "merged"] {
         DirBuilder::new().recursive(true).mode(0o700).create(place.join(name))?;

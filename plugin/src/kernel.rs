@@ -9,30 +9,33 @@
 //! need neither FUSE nor this process any more. A layer that is complete from the beginning is mounted from the local file at once.
 //!
 //! Whatever fails leaves the FUSE mount, and says so in one line. Loop devices are never asked for by number: each has its EROFS mount,
-//! and is let go of by the kernel when the last of mount, container and daemon has gone ("autoclear").
+//! and is let go of by the kernel when the last of mount and container has gone ("autoclear"). What may wait for FUSE is never done by this
+//! process itself: see [`errand`].
 
-use std::fs::File;
+use std::borrow::Cow;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lazy_layer::Layer;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
-use crate::fuse::FuseMount;
 use crate::snapshot::FrontEnd;
 
+mod attach;
 mod device;
 mod erofs;
+pub mod errand;
 mod probe;
 #[cfg(test)]
 mod tests;
 
-use device::Device;
+use errand::Errand;
 pub use probe::ProbeError;
 
 /// Name of the directory beside `fs`.
@@ -41,15 +44,19 @@ const DIRECTORY: &str = "erofs";
 const EXCHANGE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long it waits for reads that the kernel has begun ahead of readers who have gone.
 const UNMOUNT_PATIENCE: Duration = Duration::from_millis(200);
+/// How long the process that unmounts may take to come to it.
+const ERRAND_PATIENCE: Duration = Duration::from_secs(10);
 /// Stack of the thread that waits for them.
 const STACK: usize = 128 << 10;
 
 /// How the kernel front end behaves.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub struct KernelOptions {
     /// How far the kernel reads ahead of who reads a file, in KiB, as long as data comes by way of FUSE.
+    #[arg(long)]
     pub read_ahead_kib: u32,
     /// The same for a layer that is complete on the local disk.
+    #[arg(long)]
     pub local_read_ahead_kib: u32,
 }
 
@@ -68,8 +75,8 @@ pub struct KernelMount {
     options: KernelOptions,
     /// Its bytes come from the local file.
     local: AtomicBool,
-    /// None once it is unmounted. Held while the backing file is exchanged, which waits for the reads in flight.
-    device: Mutex<Option<Device>>,
+    /// Until it is unmounted. Held while the backing file is exchanged, which waits for the reads in flight.
+    mounted: Mutex<bool>,
 }
 
 /// How far an unmount has come.
@@ -82,8 +89,16 @@ pub enum Unmounting {
     Waits,
 }
 
+/// What is heard of an unmount.
+#[derive(Debug)]
+enum Unmounted {
+    InUse,
+    Ended(Result<(), KernelError>),
+}
+
 /// Where a loop device's bytes come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Backing {
     /// The hidden file of the FUSE mount.
     Fuse,
@@ -96,7 +111,7 @@ enum Backing {
 #[error("unable to {operation} {}", path.display())]
 pub struct KernelError {
     /// What was tried.
-    pub operation: &'static str,
+    pub operation: Cow<'static, str>,
     /// On what.
     pub path: PathBuf,
     /// What the system said.
@@ -121,63 +136,20 @@ impl Kernel {
     /// # Errors
     /// [`KernelError`]; nothing but the FUSE mount is there then.
     pub fn attach(&self, layer: &Arc<Layer>, fuse_at: &Path) -> Result<KernelMount, KernelError> {
-        let mount_point = fuse_at.with_file_name(DIRECTORY);
-        let (device, backing) = match self.adopt(layer, fuse_at, &mount_point) {
-            Some(found) => found,
-            None => {
-                erofs::clear(&mount_point).map_err(failed("clear", &mount_point))?;
-                self.mount(layer, fuse_at, &mount_point)?
-            }
+        let errand = Errand::Attach {
+            fuse: fuse_at.to_owned(),
+            file: layer.path(),
+            complete: layer.is_complete(),
+            options: self.options,
         };
-        if backing == Backing::Local {
-            suit_a_disk(&device, self.options);
-        } else {
-            device.read_ahead(self.options.read_ahead_kib);
-        }
+        let backing = errand.perform(|| {})?;
         Ok(KernelMount {
-            mount_point,
+            mount_point: fuse_at.with_file_name(DIRECTORY),
             layer: Arc::clone(layer),
             options: self.options,
-            local: AtomicBool::new(backing == Backing::Local),
-            device: Mutex::new(Some(device)),
+            local: AtomicBool::new(backing == Some(Backing::Local)),
+            mounted: Mutex::new(true),
         })
-    }
-
-    /// Goes on with what is mounted, if its bytes come from this layer's file or by way of this very FUSE mount.
-    fn adopt(&self, layer: &Layer, fuse_at: &Path, mount_point: &Path) -> Option<(Device, Backing)> {
-        let device = erofs::device_at(mount_point)?;
-        let found = device.backing().ok().filter(|found| found.read_only)?;
-        let local = std::fs::metadata(layer.path()).ok()?;
-        if (found.device, found.inode) == (split(local.dev()), local.ino()) {
-            return Some((device, Backing::Local));
-        }
-        // A device number belongs to one mounted file system: another FUSE mount would have another.
-        let over_fuse = FuseMount::layer_file_id(fuse_at).ok()?;
-        ((found.device, found.inode) == over_fuse && found.direct_io).then_some((device, Backing::Fuse))
-    }
-
-    fn mount(
-        &self,
-        layer: &Layer,
-        fuse_at: &Path,
-        mount_point: &Path,
-    ) -> Result<(Device, Backing), KernelError> {
-        let (path, backing) = if layer.is_complete() {
-            (layer.path(), Backing::Local)
-        } else {
-            (FuseMount::layer_file(fuse_at), Backing::Fuse)
-        };
-        let file = File::open(&path).map_err(failed("open", &path))?;
-        let device = Device::over(&file).map_err(failed("find a loop device for", &path))?;
-        if backing == Backing::Fuse {
-            // Otherwise one missing span would delay everybody.
-            device.set_direct_io(true).map_err(failed("read with direct I/O", &path))?;
-        }
-        std::fs::create_dir(mount_point)
-            .or_else(|error| if mount_point.is_dir() { Ok(()) } else { Err(error) })
-            .map_err(failed("make", mount_point))?;
-        erofs::mount(&device, mount_point).map_err(failed("mount EROFS at", mount_point))?;
-        Ok((device, backing))
     }
 }
 
@@ -204,20 +176,18 @@ impl KernelMount {
     /// # Errors
     /// [`KernelError`]; everything is as before then.
     pub fn leave_fuse(&self) -> Result<bool, KernelError> {
-        let device = self.device.lock();
-        let Some(device) = device.as_ref().filter(|_| self.may_leave()) else {
+        let mounted = self.mounted.lock();
+        if !*mounted || !self.may_leave() {
             return Ok(false);
-        };
-        self.exchange(device)?;
+        }
+        self.exchange()?;
         Ok(true)
     }
 
-    fn exchange(&self, device: &Device) -> Result<(), KernelError> {
-        let path = self.layer.path();
-        let file = File::open(&path).map_err(failed("open", &path))?;
-        device.change(&file).map_err(failed("put the local file under", &self.mount_point))?;
+    fn exchange(&self) -> Result<(), KernelError> {
+        let (at, file) = (self.mount_point.clone(), self.layer.path());
+        Errand::Exchange { at, file, options: self.options }.perform(|| {})?;
         self.local.store(true, Ordering::Relaxed);
-        suit_a_disk(device, self.options);
         Ok(())
     }
 
@@ -231,45 +201,49 @@ impl KernelMount {
     /// # Errors
     /// [`KernelError`] if the kernel refuses; it is still mounted then.
     pub fn unmount(&self) -> Result<Unmounting, KernelError> {
-        let (done, ended) = mpsc::channel();
+        let (said, heard) = mpsc::channel();
         let at = self.mount_point.clone();
-        let unmount = move || {
+        let errand = move || {
             // Nobody listens any more if it took long.
-            let _ = done.send(erofs::unmount(&at));
+            let ended = Errand::Unmount { at }.perform(|| {
+                let _ = said.send(Unmounted::InUse);
+            });
+            let _ = said.send(Unmounted::Ended(ended.map(drop)));
         };
         thread::Builder::new()
             .name("unmount-erofs".into())
             .stack_size(STACK)
-            .spawn(unmount)
+            .spawn(errand)
             .map_err(failed("unmount", &self.mount_point))?;
-        let unmounting = match ended.recv_timeout(UNMOUNT_PATIENCE) {
-            Ok(Ok(())) => Unmounting::Done,
-            Ok(Err(source)) => return Err(failed("unmount", &self.mount_point)(source)),
-            Err(_) => Unmounting::Waits,
-        };
-        // With the descriptor the last hold on the device goes, unless a container has one. Who is exchanging the file drops it later.
-        if let Some(mut device) = self.device.try_lock_for(EXCHANGE_PATIENCE) {
-            *device = None;
+        let unmounting = self.unmounted(&heard)?;
+        // Who is exchanging the file finds no mount any more.
+        if let Some(mut mounted) = self.mounted.try_lock_for(EXCHANGE_PATIENCE) {
+            *mounted = false;
         }
         Ok(unmounting)
     }
-}
 
-/// By way of the page cache of the layer file's own file system, which reads ahead over the borders of files: measured, reading many files in
-/// tar order takes half the time, one reader or four, and files picked at random no more.
-fn suit_a_disk(device: &Device, options: KernelOptions) {
-    if let Err(error) = device.set_direct_io(false) {
-        tracing::debug!(device = %device.path().display(), error = %error, "unable to turn direct I/O off");
+    /// Waits until it is, or only the kernel's own reads are in the way.
+    fn unmounted(&self, heard: &Receiver<Unmounted>) -> Result<Unmounting, KernelError> {
+        let deadline = Instant::now() + ERRAND_PATIENCE;
+        let (mut in_use, mut out_of_sight) = (false, false);
+        loop {
+            match heard.recv_timeout(UNMOUNT_PATIENCE) {
+                Ok(Unmounted::Ended(ended)) => return ended.map(|()| Unmounting::Done),
+                Ok(Unmounted::InUse) => in_use = true,
+                Err(_) if out_of_sight && in_use => return Ok(Unmounting::Done),
+                // For so long, without a word that somebody uses it.
+                Err(_) if out_of_sight => return Ok(Unmounting::Waits),
+                Err(_) if Instant::now() > deadline => {
+                    return Err(failed("unmount", &self.mount_point)(io::ErrorKind::TimedOut.into()));
+                }
+                Err(_) => out_of_sight = !erofs::is_mounted(&self.mount_point),
+            }
+        }
     }
-    device.read_ahead(options.local_read_ahead_kib);
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KernelError {
     let path = path.to_owned();
-    move |source| KernelError { operation, path, source }
-}
-
-/// Major and minor number.
-fn split(device: u64) -> (u32, u32) {
-    (rustix::fs::major(device), rustix::fs::minor(device))
+    move |source| KernelError { operation: operation.into(), path, source }
 }

@@ -12,6 +12,7 @@
 )]
 
 mod e2e {
+    mod blocked;
     mod credentials;
     mod errors;
     mod fallback;

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -23,12 +23,7 @@ pub(super) fn mount(device: &Device, at: &Path) -> io::Result<()> {
 
 /// The loop device that is mounted as EROFS exactly here.
 pub(super) fn device_at(at: &Path) -> Option<Device> {
-    // From what the kernel knows: nothing is read.
-    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let stat = rustix::fs::statx(CWD, at, flags, StatxFlags::empty()).ok()?;
-    if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        return None;
-    }
+    let stat = mount_root(at)?;
     let kind = rustix::fs::statfs(at).ok()?.f_type;
     if u64::try_from(kind).ok() != Some(MAGIC) {
         return None;
@@ -36,10 +31,25 @@ pub(super) fn device_at(at: &Path) -> Option<Device> {
     Device::numbered((stat.stx_dev_major, stat.stx_dev_minor))
 }
 
-/// Unmounts; what is in use is taken out of sight. Nothing there is fine.
-pub(super) fn unmount(at: &Path) -> io::Result<()> {
+/// Whether anything is mounted here.
+pub(super) fn is_mounted(at: &Path) -> bool {
+    mount_root(at).is_some()
+}
+
+/// From what the kernel knows: nothing is read.
+fn mount_root(at: &Path) -> Option<Statx> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(CWD, at, flags, StatxFlags::empty()).ok()?;
+    stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT).then_some(stat)
+}
+
+/// Unmounts; what is in use is taken out of sight, after `in_use` was told. Nothing there is fine.
+pub(super) fn unmount(at: &Path, in_use: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     match rustix::mount::unmount(at, UnmountFlags::NOFOLLOW) {
-        Err(Errno::BUSY) => clear(at),
+        Err(Errno::BUSY) => {
+            in_use()?;
+            clear(at)
+        }
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

@@ -35,10 +35,12 @@ pub enum ProbeError {
 
 /// Mounts a small image and reads it back. Leaves nothing behind.
 pub(super) fn probe(scratch: &Path) -> Result<(), ProbeError> {
-    let place = scratch.join(format!("kernel-check-{}", std::process::id()));
+    let place = scratch.join("kernel-check");
     let scratch = |source| ProbeError::Scratch { path: place.clone(), source };
-    let _ = fs::remove_dir_all(&place);
     let (image, at) = (place.join("image"), place.join("mounted"));
+    // Of one that was killed.
+    let _ = erofs::clear(&at);
+    let _ = fs::remove_dir_all(&place);
     fs::create_dir_all(&at).map_err(scratch)?;
     let result = fs::write(&image, tiny()).map_err(scratch).and_then(|()| mounted(&image, &at));
     let cleared = erofs::clear(&at).and_then(|()| fs::remove_dir_all(&place)).map_err(scratch);

@@ -1,9 +1,10 @@
 //! The exchange itself, on a layer all of whose bytes are here: whether they were checked as a whole is asked before it.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read as _;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr as _;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use ztoc::CompressedOffset;
 
 use super::*;
-use crate::fuse::{FuseOptions, Unmounted};
+use crate::fuse::{FuseMount, FuseOptions, Unmounted};
 use crate::keeper::Hold;
 
 #[derive(Debug)]
@@ -82,7 +83,7 @@ fn readers_go_on_when_fuse_has_gone() {
         assert!(!mount.leave_fuse().unwrap());
         assert_eq!(mount.front_end(), FrontEnd::KernelOverFuse);
     }
-    mount.exchange(mount.device.lock().as_ref().unwrap()).unwrap();
+    mount.exchange().unwrap();
     assert_eq!(mount.front_end(), FrontEnd::Local);
     drop(source);
     assert_eq!(fuse.unmount().unwrap(), Unmounted::Gone);
@@ -93,9 +94,9 @@ fn readers_go_on_when_fuse_has_gone() {
     early.read_to_end(&mut rand).unwrap();
     assert_eq!(rand, before[&mount.mount_point().join("usr/lib/rand")]);
     assert_eq!(contents(mount.mount_point()), before);
-    let device = mount.device.lock().as_ref().unwrap().backing().unwrap();
+    let device = erofs::device_at(mount.mount_point()).unwrap().backing().unwrap();
     let local = fs::metadata(layer.path()).unwrap();
-    assert_eq!((device.device, device.inode), (split(local.dev()), local.ino()));
+    assert_eq!((device.device, device.inode), (attach::split(local.dev()), local.ino()));
     assert!(!device.direct_io);
     drop(early);
     assert_eq!(mount.unmount().unwrap(), Unmounting::Done);
