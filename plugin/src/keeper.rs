@@ -260,6 +260,17 @@ impl Keeper {
         }
     }
 
+    /// Ends the keeper process of the daemon at `root`, where there is one and no daemon.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn end_of(root: &Path) -> io::Result<()> {
+        match Client::find(root) {
+            Some(mut client) => client.end(),
+            None => Ok(()),
+        }
+    }
+
     fn release(&self, name: &Name) {
         let released = match &mut *self.0.place.lock() {
             Place::Process(client) => client.release(name),

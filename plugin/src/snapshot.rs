@@ -109,6 +109,8 @@ struct Shared {
     restores: Semaphore,
     outcomes: Outcomes,
     cleaner: mpsc::Sender<oneshot::Sender<()>>,
+    /// When this life began.
+    began: Moment,
 }
 
 #[derive(Debug)]
@@ -159,6 +161,7 @@ impl Snapshotter {
             restores: Semaphore::new(options.restores.max(1)),
             outcomes: Outcomes::default(),
             cleaner,
+            began: Moment::now(),
         });
         tokio::spawn(clean::run(Arc::downgrade(&shared), requests));
         Ok(Snapshotter { shared })
@@ -386,6 +389,7 @@ impl Snapshotter {
                     path: shared.tree.path().to_owned(),
                     source,
                 })?;
+            shared.take_over(&key, kind, &parent)?;
             Ok(shared.store.create(kind, &key, &parent, labels, |id| staged.place(id))?)
         })
         .await
@@ -420,6 +424,21 @@ impl Shared {
         let mounted = self.mounted.lock();
         let lower = mounted.get(&id).and_then(|mounted| mounted.mount.lower());
         lower.map_or_else(|| self.tree.fs(id), Path::to_owned)
+    }
+
+    /// A snapshot of an earlier life with this very key, which containerd asks for again: it was killed before it answered, so that
+    /// containerd knows nothing of it. It makes place.
+    fn take_over(&self, key: &str, kind: Kind, parent: &str) -> Result<(), SnapshotError> {
+        match self.store.get(key) {
+            Ok(found) if found.created < self.began && found.kind == kind && found.parent == parent => {
+                tracing::debug!(key, "a snapshot that was never answered for is made anew");
+                self.store.remove(key)?;
+                let _ = self.cleaner.try_send(oneshot::channel().0);
+            }
+            // Whoever creates it says so.
+            Ok(_) | Err(_) => {}
+        }
+        Ok(())
     }
 
     fn usage(&self, id: Id) -> Result<Usage, SnapshotError> {

@@ -23,6 +23,8 @@ const DAEMON_ADDRESS_VARIABLE: &str = "SOCI_SNAPSHOTTER_ADDRESS";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for containerd to find a snapshotter that was restarted; its pauses between two attempts grow to several seconds.
 const REJOIN: Duration = Duration::from_secs(15);
+/// How long one that nobody listens for may be absent: a service manager starts it again within that.
+const ABSENCE: Duration = Duration::from_secs(3);
 /// Pause before it is asked again.
 const REJOIN_PAUSE: Duration = Duration::from_millis(300);
 
@@ -55,22 +57,44 @@ pub(crate) fn daemon_at(address: &Path) -> Result<DaemonClient<Channel>, Error> 
 }
 
 /// Repeats a call that containerd passes on to the snapshotter while containerd cannot reach it, although it listens: it was restarted a
-/// moment ago, or is mounting its layers again. A snapshotter that is not there is an error at once.
+/// moment ago, or is mounting its layers again. A snapshotter that is not there within [`ABSENCE`] is an error. The answer to an earlier try may be
+/// lost: `call` has to bear being made twice.
 pub(crate) async fn rejoined<T>(
     containerd: &Containerd,
     snapshotter: &str,
     mut call: impl AsyncFnMut() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    let patience = Instant::now() + REJOIN;
+    let now = Instant::now();
+    let (patience, absence) = (now + REJOIN, now + ABSENCE);
+    let mut was_there = false;
     loop {
         match call().await {
-            Err(StoreError::Unavailable { .. })
-                if Instant::now() < patience && listens(containerd, snapshotter).await =>
-            {
+            Err(error) if cut_off(&error) && Instant::now() < patience => {
+                was_there |= listens(containerd, snapshotter).await;
+                // One that was killed a moment ago is being started again.
+                if !was_there && Instant::now() >= absence {
+                    return Err(error);
+                }
                 tokio::time::sleep(REJOIN_PAUSE).await;
             }
             answer => return answer,
         }
+    }
+}
+
+/// Whether containerd could not reach the snapshotter, or lost it while it was answering. Before containerd 2 the latter has no status of its own.
+fn cut_off(error: &StoreError) -> bool {
+    match error {
+        StoreError::Unavailable { .. } => true,
+        StoreError::Refused { message, .. } => [
+            "code = Unavailable",
+            "error reading from server",
+            "connection reset by peer",
+            "transport is closing",
+        ]
+        .iter()
+        .any(|text| message.contains(text)),
+        _ => false,
     }
 }
 

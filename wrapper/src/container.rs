@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::snapshots::{
-    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{Container, CreateContainerRequest, DeleteContainerRequest};
 use containerd_client::types::Mount;
@@ -45,11 +45,25 @@ impl Snapshot {
             parent: parent.to_owned(),
             labels,
         };
+        let mut tries: u32 = 0;
         let prepared = rejoined(&containerd, &self.snapshotter, async || {
+            tries = tries.saturating_add(1);
             let mut client = containerd.snapshots_client();
-            containerd.call("snapshot", &self.key, client.prepare(containerd.request(request.clone()))).await
+            let call = client.prepare(containerd.request(request.clone()));
+            match containerd.call("snapshot", &self.key, call).await {
+                // By the try before, whose answer was lost.
+                Err(StoreError::AlreadyExists { .. }) if tries > 1 => self.mounts(&containerd).await,
+                prepared => prepared.map(|prepared| prepared.mounts),
+            }
         });
-        Ok(prepared.await?.mounts)
+        prepared.await
+    }
+
+    async fn mounts(&self, containerd: &Containerd) -> Result<Vec<Mount>, StoreError> {
+        let request = MountsRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() };
+        let mut client = containerd.snapshots_client();
+        let call = client.mounts(containerd.request(request));
+        Ok(containerd.call("mounts of snapshot", &self.key, call).await?.mounts)
     }
 
     /// Whether it is there.
@@ -75,10 +89,13 @@ impl Snapshot {
     /// It is in use, or the snapshotter does not answer.
     pub(crate) async fn remove(&self, containerd: &Containerd) -> Result<(), StoreError> {
         let containerd = containerd.with_deadline(SNAPSHOT_DEADLINE);
-        let request = containerd
-            .request(RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() });
-        let mut client = containerd.snapshots_client();
-        match containerd.call("remove snapshot", &self.key, client.remove(request)).await {
+        let request = RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() };
+        let removed = rejoined(&containerd, &self.snapshotter, async || {
+            let mut client = containerd.snapshots_client();
+            let call = client.remove(containerd.request(request.clone()));
+            containerd.call("remove snapshot", &self.key, call).await
+        });
+        match removed.await {
             Err(error) if error.is_not_found() => Ok(()),
             other => other.map(drop),
         }

@@ -154,14 +154,18 @@ impl Unpacker {
                 expected: layer.diff_id.clone(),
             }));
         }
-        let request = containerd.request(CommitSnapshotRequest {
+        let request = CommitSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             name: layer.chain_id.to_string(),
             key: key.clone(),
             labels: Labels::new(),
+        };
+        let committed = rejoined(&self.containerd, &self.snapshotter, async || {
+            let mut client = containerd.snapshots_client();
+            let call = client.commit(containerd.request(request.clone()));
+            containerd.call("commit snapshot", layer.chain_id.as_ref(), call).await
         });
-        let mut client = containerd.snapshots_client();
-        match containerd.call("commit snapshot", layer.chain_id.as_ref(), client.commit(request)).await {
+        match committed.await {
             Ok(()) => self.forget(&key),
             // Somebody else was first; ours goes.
             Err(StoreError::AlreadyExists { .. }) => self.remove(&key).await,

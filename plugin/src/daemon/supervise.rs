@@ -1,8 +1,10 @@
 //! `--supervise`: a small process that starts the daemon, and starts it again when it dies. What the daemon had mounted is with the keeper.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,8 @@ use tokio::runtime;
 
 use super::{DaemonError, End, Signals};
 use crate::args::{Address, Args};
+use crate::keeper::Keeper;
+use crate::snapshot::Tree;
 use crate::telemetry;
 
 /// Pauses before a daemon that died is started again: each twice as long as the one before.
@@ -29,10 +33,10 @@ pub(super) fn supervise(args: &Args) -> Result<ExitCode, DaemonError> {
     let _ = telemetry::init(args.log_level, false);
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
-    runtime.block_on(run()).map_err(DaemonError::Supervise)
+    runtime.block_on(run(&args.root)).map_err(DaemonError::Supervise)
 }
 
-async fn run() -> io::Result<ExitCode> {
+async fn run(root: &Path) -> io::Result<ExitCode> {
     // Remembered now: after an upgrade the new program is at this path.
     let program = std::env::current_exe()?;
     let line: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| !asks_for_it(argument)).collect();
@@ -55,11 +59,24 @@ async fn run() -> io::Result<ExitCode> {
         tracing::error!(%status, "the daemon died; starting it again in {pause:?}");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            // What it left mounted stays for the next one.
-            _ = signals.next() => return Ok(ExitCode::FAILURE),
+            end = signals.next() => match end {
+                // What it left mounted stays for the next one.
+                End::HandOver => return Ok(ExitCode::FAILURE),
+                End::Unmount => {
+                    unmount_all(root)?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+            },
         }
         pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
     }
+}
+
+/// What the daemon would do, in its place: nothing stays. The keeper goes first: without it nobody waits for a mount that nobody serves.
+fn unmount_all(root: &Path) -> io::Result<()> {
+    Keeper::end_of(root)?;
+    Tree::open(root)?.unmount_dead(&HashSet::new())?;
+    Ok(())
 }
 
 /// Passes signals on until the daemon has ended. Whether there were any, and how it ended.

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::backend::{KeptLayer, LazyMount, Sight, Slot};
@@ -114,6 +115,8 @@ impl Snapshotter {
                 if let Some(mount) = this.resumed(slot, id, Sight::Seen).await {
                     tracing::debug!(id = id.0, "a mount whose snapshot is gone is unmounted");
                     let _ = tokio::task::spawn_blocking(move || mount.unmount()).await;
+                    // Its directory was in use until now.
+                    let _ = this.shared.cleaner.try_send(oneshot::channel().0);
                 }
             });
         }
@@ -133,6 +136,8 @@ impl Snapshotter {
                 restored.missing = restored.missing.saturating_sub(1);
             }
         }
+        // What a daemon that was killed had removed and not yet cleaned away.
+        let _ = self.shared.cleaner.try_send(oneshot::channel().0);
         // Dropping the set would stop them.
         tasks.detach_all();
         Ok(restored)

@@ -19,4 +19,3 @@ mod making;
 mod reads;
 mod room;
 mod script;
-mod whole;
