@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 
 mod ahead;
 mod content;
+mod diff_id;
 mod flights;
 mod index;
 mod registries;
@@ -182,17 +183,21 @@ impl Resolver {
         // Open by now in the hands of whoever mounts it.
         drop(held);
         match layer {
-            Ok(layer) => Resolution::Lazy(self.attached(
-                layer,
-                &reference,
-                LazyRecord {
+            Ok(layer) => {
+                let record = LazyRecord {
                     image: request.image.clone(),
                     manifest: request.manifest.to_string(),
                     layer: request.layer.to_string(),
-                    ztoc: String::new(),
+                    ztoc: layer.key().ztoc.to_string(),
                     namespace: namespace.unwrap_or_default().to_owned(),
-                },
-            )),
+                };
+                match self.agrees(&layer, &record).await {
+                    Some(false) => {
+                        Resolution::Unusable(failed("the index describes another layer than the image's"))
+                    }
+                    known => Resolution::Lazy(self.attached(layer, &reference, record, known.is_none())),
+                }
+            }
             Err(reason) => Resolution::Unusable(failed(&reason)),
         }
     }
@@ -207,7 +212,7 @@ impl Resolver {
         let key = LayerKey { layer: digest(&record.layer)?, ztoc: digest(&record.ztoc)? };
         let namespace = Some(record.namespace.as_str()).filter(|namespace| !namespace.is_empty());
         let layer = self.layer(namespace, reference.repository(), key, None).await?;
-        Ok(self.attached(layer, &reference, record.clone()))
+        Ok(self.attached(layer, &reference, record.clone(), true))
     }
 
     /// Removes layer files that are neither in `keep` nor in use. Blocking.
@@ -350,13 +355,22 @@ impl Resolver {
             .map_err(|error| crate::telemetry::chain(&error))
     }
 
-    fn attached(&self, layer: Arc<Layer>, reference: &Reference, record: LazyRecord) -> ResolvedLayer {
+    /// The layer with its source. Where it is not known yet whether it is what the image says, that is found out later.
+    fn attached(
+        self: &Arc<Self>,
+        layer: Arc<Layer>,
+        reference: &Reference,
+        record: LazyRecord,
+        expect: bool,
+    ) -> ResolvedLayer {
         let blob: Arc<dyn BlobSource> = Arc::new(RegistryBlob {
             registries: Arc::clone(&self.registries),
             repository: reference.repository().clone(),
             digest: layer.key().layer.clone(),
         });
-        let record = LazyRecord { ztoc: layer.key().ztoc.to_string(), ..record };
+        if expect {
+            self.expect_later(&layer, &record);
+        }
         ResolvedLayer { source: layer.attach(blob), layer, record }
     }
 }

@@ -57,7 +57,11 @@ impl Stack {
             &place.join("root"),
         );
         let socket = containerd.socket();
-        let config = format!("{config}\n[content_store]\ncontainerd_address = \"{}\"\n", socket.display());
+        // What is here and what is not is what most tests are about; those of the background turn it on.
+        let background =
+            if config.contains("[background_fetch]") { "" } else { "[background_fetch]\ndisable = true\n" };
+        let config =
+            format!("{config}\n{background}[content_store]\ncontainerd_address = \"{}\"\n", socket.display());
         let daemon = Daemon::start(&place, &config);
         Stack { registry, containerd, daemon, namespace, folder: Some(folder) }
     }

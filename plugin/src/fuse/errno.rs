@@ -27,13 +27,16 @@ impl ToErrno for erofs_image::ReadError {
 impl ToErrno for lazy_layer::ReadError {
     fn errno(&self) -> Errno {
         use lazy_layer::ReadError::{
-            Busy, Deadline, Digest, GivenUp, Header, Inflate, Io, Metadata, NoSource, NotAFile, Source,
+            Busy, Deadline, Digest, GivenUp, Header, Inflate, Io, Metadata, NoSource, NotAFile, Refused,
+            Source,
         };
         match self {
             NotAFile { .. } => Errno::EINVAL,
             // Programs know what to do with EIO; "try again" or "timed out" from a read of a file they do not expect.
             Deadline { .. } | NoSource { .. } | Source { .. } | Busy { .. } | GivenUp { .. } => Errno::EIO,
-            Metadata { .. } | Digest { .. } | Inflate { .. } | Header { .. } | Io { .. } => Errno::EIO,
+            Metadata { .. } | Digest { .. } | Inflate { .. } | Header { .. } | Io { .. } | Refused => {
+                Errno::EIO
+            }
         }
     }
 }

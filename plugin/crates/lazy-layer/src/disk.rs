@@ -11,15 +11,17 @@
 //! | `spans` | once | ranges, digests and checkpoint bits of all spans: [`spans`] |
 //! | `headers` | once | where each tar header is, and its fingerprint: [`headers`] |
 //! | `windows` | once | 32 KiB of inflate window for each span; checked one by one against `spans` |
+//! | `checked` | when complete | what all of it turned out to be: [`checked`] |
 //! | `states` | all the time | which spans are here, with the checksum of their bytes: [`states`] |
 //!
-//! A file that is wrong in any way makes the directory worthless and it is removed; only `states` can be lost alone: spans whose record is
+//! A file that is wrong in any way makes the directory worthless and it is removed; only `checked` and `states` can be lost alone: spans whose record is
 //! intact are then compared with their checksum before use, the others are fetched again.
 //!
 //! Inode numbers that the kernel knows are those of `layer.erofs`. So a program that knows a newer format must go on reading the older ones.
 
 pub(crate) mod boot;
 pub(crate) mod bytes;
+pub(crate) mod checked;
 pub(crate) mod checksum;
 pub(crate) mod directory;
 pub(crate) mod headers;
@@ -34,6 +36,7 @@ pub(crate) mod name {
     pub(crate) const SPANS: &str = "spans";
     pub(crate) const HEADERS: &str = "headers";
     pub(crate) const WINDOWS: &str = "windows";
+    pub(crate) const CHECKED: &str = "checked";
     pub(crate) const STATES: &str = "states";
 }
 

@@ -103,9 +103,4 @@ impl Engine {
             tracing::warn!(layer = %layer.key().layer, "the disk is full: what is read is fetched each time, and not kept");
         }
     }
-
-    /// Everything of a layer is here.
-    pub(crate) fn all_present(self: &Arc<Self>, layer: &Arc<Layer>) {
-        tracing::debug!(layer = %layer.key().layer, "all of a layer is here");
-    }
 }

@@ -213,6 +213,9 @@ pub enum ReadError {
         /// The inode.
         nid: Nid,
     },
+    /// The layer is complete, and is not what the image says.
+    #[error("the layer is not what its image says")]
+    Refused,
     /// The layer's local files could not be read or written.
     #[error("{operation}")]
     Io {

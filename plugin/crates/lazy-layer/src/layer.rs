@@ -4,11 +4,13 @@ mod arrival;
 mod header_check;
 mod slot;
 mod status;
+mod whole;
 
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use erofs_image::{Image, Kind, Nid};
 use parking_lot::Mutex;
@@ -34,6 +36,8 @@ use slot::Joined;
 pub(crate) use slot::Slot;
 pub(crate) use status::Counters;
 pub use status::{Completeness, LayerStatus};
+pub(crate) use whole::Scanned;
+use whole::Whole;
 
 /// How a read is answered, once, on whatever thread has the bytes.
 pub type Reply = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
@@ -68,6 +72,9 @@ pub struct Layer {
     engine: Arc<Engine>,
     counters: Counters,
     completeness: watch::Sender<Completeness>,
+    /// Spans that are not here.
+    missing: AtomicUsize,
+    whole: Whole,
 }
 
 /// Keeps a source attached to a layer; dropping it detaches the source and stops what is being fetched from it.
@@ -80,13 +87,14 @@ pub struct Attachment {
 
 impl Layer {
     pub(crate) fn new(key: LayerKey, directory: PathBuf, files: LayerFiles, engine: Arc<Engine>) -> Self {
-        let LayerFiles { manifest, image, layer, windows, spans, headers, states, initial } = files;
-        let slots = spans
+        let LayerFiles { manifest, image, layer, windows, spans, headers, states, initial, checked } = files;
+        let slots: Vec<Slot> = spans
             .iter()
             .zip(initial)
             // Nobody can need a span without bytes.
             .map(|(row, state)| Slot::new(if row.tar_len() == 0 { State::Present } else { state }))
             .collect();
+        let missing = slots.iter().filter(|slot| !slot.is_present()).count();
         Self {
             id: engine.next_layer(),
             key,
@@ -108,6 +116,8 @@ impl Layer {
             engine,
             counters: Counters::new(),
             completeness: watch::Sender::new(Completeness::Incomplete),
+            missing: AtomicUsize::new(missing),
+            whole: Whole::new(checked),
         }
     }
 
@@ -130,6 +140,7 @@ impl Layer {
     pub fn attach(self: &Arc<Self>, source: Arc<dyn BlobSource>) -> Attachment {
         let id = self.sources.attach(source);
         self.engine.sources_changed(self);
+        self.judge();
         Attachment { id, layer: Arc::clone(self) }
     }
 
@@ -224,6 +235,9 @@ impl Layer {
 
     /// Answers a read whose spans are all here, or among `loose`, on this thread.
     pub(crate) fn serve(&self, wanted: &Wanted, loose: &[Loose], reply: Reply) {
+        if self.whole.is_refused() {
+            return reply(Err(ReadError::Refused));
+        }
         for header in self.headers_of(wanted) {
             match self.check_header(header, loose) {
                 Err(error) => return reply(Err(error)),
@@ -332,6 +346,10 @@ impl Layer {
         tar.is_empty() || self.spans.covering(tar).all(|span| self.has(span))
     }
 
+    fn is_all_here(&self) -> bool {
+        self.missing.load(Ordering::Acquire) == 0
+    }
+
     fn has(&self, span: usize) -> bool {
         self.slots.get(span).is_some_and(Slot::is_present)
     }
@@ -352,6 +370,13 @@ impl Layer {
 
     pub(crate) fn spans(&self) -> &SpanRows {
         &self.spans
+    }
+
+    /// The compressed bytes of adjacent spans.
+    pub(crate) fn compressed(&self, spans: &Range<usize>) -> Range<u64> {
+        let start = self.spans.get(spans.start).map_or(0, |row| row.compressed.start);
+        let last = spans.end.checked_sub(1).and_then(|last| self.spans.get(last));
+        start..last.map_or(start, |row| row.compressed.end)
     }
 
     pub(crate) fn sources(&self) -> &Sources {

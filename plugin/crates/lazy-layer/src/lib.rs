@@ -21,6 +21,7 @@
 //!
 //! * No byte is served before its whole span matched its digest, and none of a file whose tar header was not compared with the zTOC's entry.
 //!   A file whose header differs cannot be read, until another zTOC describes it.
+//! * A complete layer is scanned as a whole: its members are those of the zTOC, its SHA-256 is the diff ID that the image gives, or nothing of it is served any more.
 //! * A span is recorded after its data, with a checksum; after an unclean boot it is compared with that before use.
 //! * An incomplete layer file is never shared between different zTOCs.
 //! * Every number of waiters, fetches, bytes and buffers is bounded by [`StoreOptions`].
@@ -36,16 +37,18 @@
 //! | `spans` | ranges, SHA-256 and checkpoint bits of each span |
 //! | `headers` | place and fingerprint of each tar header |
 //! | `windows` | 32 KiB of inflate window for each span |
+//! | `checked` | what a complete layer turned out to be |
 //! | `states` | state and checksum of each span, the boot in which they were written, the mark of an orderly end |
 //!
 //! The bytes of each are described in the module that reads and writes it, below `disk`. Damage makes the layer absent (it is made
-//! anew from the zTOC); in `states` it costs only the spans that it hit. A directory in a newer format is refused and left alone.
+//! anew from the zTOC); in `states` it costs only the spans that it hit, in `checked` one more check. A directory in a newer format is refused and left alone.
 
 mod ahead;
 mod backlog;
 mod board;
 mod budget;
 mod buffers;
+mod check;
 mod demand;
 mod disk;
 mod engine;

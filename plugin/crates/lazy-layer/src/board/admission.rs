@@ -212,7 +212,7 @@ impl Inner {
                 self.queue.remove(&ticket);
             }
         }
-        let range = compressed(&layer, &spans);
+        let range = layer.compressed(&spans);
         if let Some(host) = self.hosts.get_mut(&host) {
             host.busy = host.busy.saturating_add(1);
         }
@@ -296,7 +296,7 @@ impl Inner {
                 Err(None) => return,
                 Ok(()) => {}
             }
-            let bytes = compressed(&layer, &spans);
+            let bytes = layer.compressed(&spans);
             self.fill.begun(&layer, &spans, bytes.end.saturating_sub(bytes.start), options, now);
             let batch = self.number();
             for span in spans.clone() {
@@ -389,11 +389,4 @@ impl Drop for Board {
 
 fn earlier(wake: &mut Option<Instant>, at: Instant) {
     *wake = Some(wake.map_or(at, |known| known.min(at)));
-}
-
-/// The compressed bytes of adjacent spans.
-fn compressed(layer: &Layer, spans: &Range<usize>) -> Range<u64> {
-    let start = layer.spans().get(spans.start).map_or(0, |row| row.compressed.start);
-    let end = spans.end.checked_sub(1).and_then(|last| layer.spans().get(last));
-    start..end.map_or(start, |row| row.compressed.end)
 }

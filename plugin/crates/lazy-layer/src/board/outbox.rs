@@ -56,7 +56,7 @@ impl Outbox {
             engine.pool.run(demand, move |scratch| engine_again.recheck(&layer, span, scratch));
         }
         for layer in self.complete {
-            engine.all_present(&layer);
+            layer.judge();
         }
         for transfer in self.launches {
             // If the runtime is gone, the transfer ends as it is dropped.

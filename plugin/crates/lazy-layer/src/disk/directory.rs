@@ -10,6 +10,7 @@ use erofs_image::Image;
 use ztoc::{SpanId, Ztoc};
 
 use super::boot::BootId;
+use super::checked::Checked;
 use super::checksum::Checksum;
 use super::headers::{self, HeaderTable};
 use super::manifest::{self, Encoding, Manifest, ManifestError};
@@ -37,6 +38,7 @@ pub(crate) struct LayerFiles {
     pub(crate) headers: HeaderTable,
     pub(crate) states: States,
     pub(crate) initial: Vec<State>,
+    pub(crate) checked: Option<Checked>,
 }
 
 /// Why a directory could not be opened.
@@ -103,7 +105,8 @@ impl LayerFiles {
         }
 
         let (states, initial) = States::open(directory, spans.len(), boot)?;
-        Ok(Self { manifest, image, layer, windows, spans, headers, states, initial })
+        let checked = Checked::read(directory);
+        Ok(Self { manifest, image, layer, windows, spans, headers, states, initial, checked })
     }
 }
 

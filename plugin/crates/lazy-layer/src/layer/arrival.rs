@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ztoc::HeaderMismatch;
 
@@ -26,7 +27,7 @@ pub(crate) struct Loose {
 impl Layer {
     /// The span's bytes are in the layer file and are right: records that, keeps what was found about the headers in it, and answers who waits.
     pub(crate) fn arrive(
-        &self,
+        self: &Arc<Self>,
         span: usize,
         sum: Checksum,
         headers: Vec<(HeaderId, Result<(), HeaderMismatch>)>,
@@ -40,8 +41,12 @@ impl Layer {
             // The bytes are right and can be used; only a restart will fetch them again.
             tracing::warn!(layer = %self.key.layer, span, %error, "a span's state could not be recorded");
         }
-        for waiter in self.slots.get(span).map(|slot| slot.complete()).unwrap_or_default() {
+        let (new, waiters) = self.slots.get(span).map(|slot| slot.complete()).unwrap_or_default();
+        for waiter in waiters {
             waiter.arrived();
+        }
+        if new && self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.judge();
         }
         Ok(())
     }
@@ -63,7 +68,7 @@ impl Layer {
     }
 
     /// Compares a span that was written before an unclean boot with its checksum; `false` if it has to be fetched again.
-    pub(crate) fn recheck(&self, span: usize, scratch: &mut Scratch) -> Result<bool, ReadError> {
+    pub(crate) fn recheck(self: &Arc<Self>, span: usize, scratch: &mut Scratch) -> Result<bool, ReadError> {
         let row = self.row(span)?;
         let space = scratch.space(usize::try_from(row.tar_len()).unwrap_or(usize::MAX));
         let expected = self.states.checksum(span).map_err(ReadError::io("read the span states"))?;

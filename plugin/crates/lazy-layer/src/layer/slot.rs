@@ -93,11 +93,11 @@ impl Slot {
         self.state.store(State::Missing as u8, Ordering::Release);
     }
 
-    /// The span is here: from now on it can be read, and those who waited are to be told.
-    pub(crate) fn complete(&self) -> Vec<Arc<PendingRead>> {
+    /// The span is here: from now on it can be read, and those who waited are to be told. Whether it was not here before, too.
+    pub(crate) fn complete(&self) -> (bool, Vec<Arc<PendingRead>>) {
         let mut waiting = self.waiting.lock();
-        self.state.store(State::Present as u8, Ordering::Release);
-        std::mem::take(&mut *waiting).reads
+        let before = self.state.swap(State::Present as u8, Ordering::AcqRel);
+        (State::from_u8(before) != State::Present, std::mem::take(&mut *waiting).reads)
     }
 
     /// The span's bytes are here and cannot be kept: those who waited are to be given them.

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::bed::{Bed, Source, ask};
 use crate::making::digest;
+use crate::whole::{diff_id_of, settled};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/golden")
@@ -28,7 +29,7 @@ fn cleaned(name: &[u8]) -> Vec<Vec<u8>> {
 #[test]
 fn every_ztoc_gives_the_right_bytes_or_is_refused() {
     let manifest = json("manifest.json");
-    let (mut read, mut refused, mut failed) = (0, Vec::new(), Vec::new());
+    let (mut read, mut complete, mut refused, mut failed) = (0, 0, Vec::new(), Vec::new());
     for record in manifest["ztocs"].as_array().unwrap() {
         let file = record["file"].as_str().unwrap();
         let name = record["layer"].as_str().unwrap();
@@ -85,9 +86,15 @@ fn every_ztoc_gives_the_right_bytes_or_is_refused() {
             }
         }
         assert_eq!(layer.status().headers_refused, 0, "{file}");
+        if failed.last().is_none_or(|last| last != file) {
+            layer.read_file(0, u32::MAX, Box::new(|_| {}));
+            layer.expect(&diff_id_of(&blob));
+            assert!(settled(&bed, &layer), "{file}");
+            complete += 1;
+        }
     }
     println!("{read} files read, refused: {refused:?}, with errors: {failed:?}");
-    assert!(read > 300);
+    assert!(read > 300 && complete > 20, "{complete}");
     // What upstream refuses to load, we refuse too.
     assert!(
         refused.iter().all(|file| file.contains("sparse-pax") || file.contains("hardlink-size")),

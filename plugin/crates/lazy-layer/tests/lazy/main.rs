@@ -19,3 +19,4 @@ mod making;
 mod reads;
 mod room;
 mod script;
+mod whole;

@@ -1,0 +1,275 @@
+//! A complete layer as a whole: whether it is what the image says.
+//!
+//! Span digests come from the zTOC, so a forged one could describe another tar than the layer's. When every span is here, the tar is scanned once more, in small
+//! steps on the pool's threads behind everything else: its members must be those of the zTOC, all of them and no others, and its SHA-256 must
+//! be the diff ID in the image's configuration. What was found is written down and holds for good: the bytes of a span can only be those of its digest.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use ztoc::{Fingerprint, TarScanner, UncompressedOffset};
+
+use super::{Completeness, Layer};
+use crate::demand::Demand;
+use crate::disk::checked::Checked;
+use crate::disk::headers::HeaderId;
+use crate::engine::Engine;
+use crate::error::ReadError;
+use crate::pool::Scratch;
+
+/// Bytes that are scanned at a time: some two milliseconds of a thread.
+const STEP: u64 = 2 << 20;
+/// Diff IDs of one layer that are remembered. An honest image can have only one.
+const MAX_CLAIMS: usize = 16;
+/// So many blocks of zeros behind the archive are tried before the layer's end is fetched once more: tar programs fill up to 20 blocks.
+const ZERO_BLOCKS: usize = 40;
+const BLOCK: [u8; 512] = [0; 512];
+
+/// SHA-256 of a layer's uncompressed tar, which the image's configuration names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DiffId(pub(crate) [u8; 32]);
+
+/// What is known of the layer as a whole.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    known: Mutex<Known>,
+    /// Known without a lock: the layer is out of service.
+    refused: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// What images say that it is, as long as nobody has looked.
+    claims: Vec<DiffId>,
+    /// An image has said anything.
+    claimed: bool,
+    /// An image has said the truth.
+    confirmed: bool,
+    found: Option<Checked>,
+    /// Somebody is finding out.
+    running: bool,
+}
+
+/// What a scan came to.
+pub(crate) struct Scanned {
+    hash: Sha256,
+    scan: Scan,
+}
+
+/// The tar's members compared with the zTOC's, in order.
+struct Scan {
+    scanner: TarScanner,
+    /// Members that were as they should be.
+    rows: usize,
+    /// Where the first was that was not.
+    wrong: Option<u64>,
+}
+
+impl Whole {
+    pub(crate) fn new(found: Option<Checked>) -> Self {
+        let known = Known { claims: Vec::new(), claimed: false, confirmed: false, found, running: false };
+        Self { known: Mutex::new(known), refused: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+impl Known {
+    fn claim(&mut self, claim: DiffId) {
+        self.claimed = true;
+        match self.found {
+            Some(found) => self.confirmed |= DiffId(found.digest) == claim,
+            // Whatever is left out costs one more fetch of the layer's end.
+            None if self.claims.len() < MAX_CLAIMS && !self.claims.contains(&claim) => {
+                self.claims.push(claim)
+            }
+            None => {}
+        }
+    }
+
+    fn find(&mut self, found: Checked) {
+        self.found = Some(found);
+        for claim in std::mem::take(&mut self.claims) {
+            self.claim(claim);
+        }
+    }
+
+    fn verdict(&self, found: Checked) -> Completeness {
+        match (found.as_described, self.confirmed, self.claimed) {
+            (false, _, _) | (true, false, true) => Completeness::Refused,
+            (true, true, _) => Completeness::Complete,
+            (true, false, false) => Completeness::Incomplete,
+        }
+    }
+}
+
+impl Layer {
+    /// Says what an image's configuration gives as the layer's diff ID. Layers are checked as a whole only when somebody has. With several that differ, one that is true
+    /// will do: what another image says of this layer must not take it from the one that says the truth.
+    ///
+    /// Gives whether the layer is that, if it is known already. A digest that is not SHA-256 is ignored.
+    pub fn expect(self: &Arc<Self>, diff_id: &oci_spec::image::Digest) -> Option<bool> {
+        let claim = DiffId::of(diff_id)?;
+        let agrees = {
+            let mut known = self.whole.known.lock();
+            known.claim(claim);
+            let found = known.found.filter(|_| self.is_all_here());
+            found.map(|found| found.as_described && DiffId(found.digest) == claim)
+        };
+        self.judge();
+        agrees
+    }
+
+    /// Whether everything is here and it is known what it is, so that [`Self::expect`] has an answer.
+    pub fn is_checked(&self) -> bool {
+        self.is_all_here() && self.whole.known.lock().found.is_some()
+    }
+
+    /// Says what is known by now, and has found out what is not.
+    pub(crate) fn judge(self: &Arc<Self>) {
+        if !self.is_all_here() {
+            return;
+        }
+        let mut known = self.whole.known.lock();
+        let Some(found) = known.found else {
+            if known.claimed && !std::mem::replace(&mut known.running, true) {
+                drop(known);
+                self.scan();
+            }
+            return;
+        };
+        let verdict = known.verdict(found);
+        let refused = verdict == Completeness::Refused;
+        self.whole.refused.store(refused, Ordering::Relaxed);
+        let changed = self.completeness.send_if_modified(|now| std::mem::replace(now, verdict) != verdict);
+        if changed && refused {
+            tracing::error!(layer = %self.key.layer, ztoc = %self.key.ztoc, as_described = found.as_described, "this layer is not what its image says, and is out of service: its index or the image's configuration was forged, or is damaged");
+        }
+    }
+
+    /// The diff IDs that images have given.
+    pub(crate) fn claims(&self) -> Vec<DiffId> {
+        self.whole.known.lock().claims.clone()
+    }
+
+    /// The check is over. Without a result it is made again when there is a reason to.
+    pub(crate) fn scanned(self: &Arc<Self>, found: Option<Checked>) {
+        {
+            let mut known = self.whole.known.lock();
+            known.running = false;
+            if let Some(found) = found {
+                known.find(found);
+            }
+        }
+        if found.is_some() {
+            self.judge();
+        }
+    }
+
+    fn scan(self: &Arc<Self>) {
+        let scan = Scan { scanner: TarScanner::new(), rows: 0, wrong: None };
+        step(&self.engine, Arc::downgrade(self), 0, Scanned { hash: Sha256::new(), scan });
+    }
+}
+
+/// Scans the next bytes, and has the following ones scanned when there is nothing more urgent. A layer that is closed meanwhile is left alone.
+fn step(engine: &Arc<Engine>, layer: Weak<Layer>, at: u64, mut scanned: Scanned) {
+    let engine_again = Arc::clone(engine);
+    engine.pool.run(Demand::Fill, move |scratch| {
+        let Some(open) = layer.upgrade() else { return };
+        let end = open.tar_size.min(at.saturating_add(STEP));
+        if let Err(error) = scanned.take(&open, at, end, scratch) {
+            tracing::warn!(layer = %open.key.layer, %error, "a complete layer could not be checked");
+            return open.scanned(None);
+        }
+        if end < open.tar_size {
+            step(&engine_again, layer, end, scanned);
+        } else {
+            engine_again.conclude(&open, scanned);
+        }
+    });
+}
+
+impl Scanned {
+    fn take(&mut self, layer: &Layer, at: u64, end: u64, scratch: &mut Scratch) -> Result<(), ReadError> {
+        let len = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
+        let space = scratch.space(len);
+        layer.read_tar(space, at)?;
+        self.add(layer, space);
+        Ok(())
+    }
+
+    /// Further bytes of the tar, or of what follows the archive.
+    pub(crate) fn add(&mut self, layer: &Layer, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.scan.add(layer, bytes);
+    }
+
+    /// The layer, if it ends in blocks of zeros (or none) and is then one of these.
+    pub(crate) fn with_zeros(&self, layer: &Layer, claims: &[DiffId]) -> Option<Checked> {
+        let mut hash = self.hash.clone();
+        for _ in 0..=ZERO_BLOCKS {
+            let digest = <[u8; 32]>::from(hash.clone().finalize());
+            if claims.contains(&DiffId(digest)) {
+                return Some(Checked { as_described: self.scan.is_right(layer), digest });
+            }
+            hash.update(BLOCK);
+        }
+        None
+    }
+
+    /// The layer, as it ends here.
+    pub(crate) fn finish(self, layer: &Layer) -> Checked {
+        Checked { as_described: self.scan.is_right(layer), digest: self.hash.finalize().into() }
+    }
+}
+
+impl Scan {
+    fn add(&mut self, layer: &Layer, bytes: &[u8]) {
+        if self.wrong.is_some() {
+            return;
+        }
+        let (rows, wrong) = (&mut self.rows, &mut self.wrong);
+        let pushed = self.scanner.push(bytes, &mut |scanned| {
+            let UncompressedOffset(place) = scanned.entry.data_offset;
+            let (start, fingerprint): (u64, Fingerprint) =
+                (scanned.header_offset.0, scanned.entry.fingerprint());
+            let row = layer.headers.get(HeaderId(*rows));
+            if row.is_some_and(|row| row.range == (start..place) && row.fingerprint == fingerprint) {
+                *rows = rows.saturating_add(1);
+            } else {
+                wrong.get_or_insert(place);
+            }
+        });
+        if let Err(error) = pushed {
+            tracing::warn!(layer = %layer.key.layer, %error, "the tar of a complete layer cannot be read");
+            self.wrong.get_or_insert(0);
+        }
+    }
+
+    fn is_right(&self, layer: &Layer) -> bool {
+        self.wrong.is_none() && self.rows == layer.headers.len()
+    }
+}
+
+impl DiffId {
+    fn of(digest: &oci_spec::image::Digest) -> Option<Self> {
+        let hex = digest.to_string();
+        let hex = hex.strip_prefix("sha256:").filter(|hex| hex.len() == 64)?;
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(Self(bytes))
+    }
+}
+
+impl std::fmt::Debug for DiffId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}

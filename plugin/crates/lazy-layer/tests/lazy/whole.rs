@@ -1,0 +1,198 @@
+//! Complete layers, checked as a whole; and a disk that is full.
+
+use std::io::Read as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flate2::read::MultiGzDecoder;
+use lazy_layer::{BlobSource, Completeness, Layer, ReadError};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::bed::{Bed, Fault, PATIENCE, Source, ask, nid, read, read_all};
+use crate::making::{Made, Shape, append, digest};
+
+const SHAPES: [Shape; 3] = [Shape::Gzip, Shape::Members(100_000), Shape::Plain];
+
+fn diff_id(made: &Made) -> oci_spec::image::Digest {
+    diff_id_of(&made.blob)
+}
+
+/// The digest of the whole tar, by another decoder.
+pub fn diff_id_of(blob: &[u8]) -> oci_spec::image::Digest {
+    let mut tar = Vec::new();
+    match MultiGzDecoder::new(blob).read_to_end(&mut tar) {
+        Ok(_) => digest(&tar),
+        Err(_) => digest(blob),
+    }
+}
+
+/// Whether the layer is complete, when that is known.
+pub fn settled(bed: &Bed, layer: &Layer) -> bool {
+    let completed = layer.completed();
+    bed.runtime.block_on(async { tokio::time::timeout(PATIENCE, completed).await.unwrap() })
+}
+
+#[test]
+fn a_layer_is_complete_when_it_is_what_the_image_says() {
+    for shape in SHAPES {
+        let made = Made::random(51, shape, 40, 32_768);
+        let bed = Bed::new();
+        let (layer, source, attachment) = bed.lazy(&made);
+        layer.expect(&diff_id(&made));
+        read(&layer, &made.files[4].0).unwrap();
+        assert_eq!(layer.status().completeness, Completeness::Incomplete, "{shape:?}");
+        read_all(&layer, &made);
+        // Whatever no file is in: directories, the end.
+        layer.read_file(0, u32::MAX, Box::new(|_| {}));
+        assert!(settled(&bed, &layer), "{shape:?}");
+        assert!(layer.is_complete());
+        read_all(&layer, &made);
+        let asked = source.asked.lock().len();
+
+        // A restart does not repeat it: not even this would be seen.
+        drop((layer, attachment));
+        let path = bed.directory(&made).join("layer.erofs");
+        let bed = bed.restart();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let layer = bed.store.open_layer(&made.key()).unwrap().unwrap();
+        assert!(!layer.is_complete(), "nobody has said what it should be");
+        layer.expect(&diff_id(&made));
+        assert!(layer.is_complete(), "known at once");
+        assert_eq!(source.asked.lock().len(), asked);
+    }
+}
+
+#[test]
+fn a_layer_that_is_something_else_is_refused_until_somebody_says_the_truth() {
+    let made = Made::random(52, Shape::Gzip, 20, 32_768);
+    let bed = Bed::new();
+    let (layer, _source, attachment) = bed.lazy(&made);
+    read_all(&layer, &made);
+    layer.read_file(0, u32::MAX, Box::new(|_| {}));
+    assert_eq!(layer.status().completeness, Completeness::Incomplete, "nobody has said what it should be");
+    layer.expect(&digest(b"something else"));
+    assert!(!settled(&bed, &layer));
+    assert_eq!(layer.status().completeness, Completeness::Refused);
+    assert!(matches!(read(&layer, &made.files[4].0), Err(ReadError::Refused)));
+    let file = std::sync::mpsc::channel();
+    layer.read_file(0, 4096, Box::new(move |bytes| file.0.send(bytes.is_err()).unwrap()));
+    assert!(file.1.recv().unwrap());
+    // It stays so after a restart.
+    drop((layer, attachment));
+    let bed = bed.restart();
+    let layer = bed.store.open_layer(&made.key()).unwrap().unwrap();
+    layer.expect(&digest(b"something else"));
+    assert_eq!(layer.status().completeness, Completeness::Refused);
+    // Another image shares the layer, and is right.
+    layer.expect(&diff_id(&made));
+    assert!(layer.is_complete());
+    layer.expect(&digest(b"a third thing"));
+    assert!(layer.is_complete(), "a lie takes nothing from who knows better");
+    read_all(&layer, &made);
+}
+
+#[test]
+fn an_index_that_says_something_else_than_the_layer_is_refused() {
+    let honest = Made::random(53, Shape::Gzip, 20, 32_768);
+    let forged = honest.with_ztoc(|ztoc| ztoc.entries[7].mode ^= 0o4000);
+    let hidden = honest.with_ztoc(|ztoc| drop(ztoc.entries.pop()));
+    for made in [forged, hidden] {
+        let bed = Bed::new();
+        let (layer, _source, _attachment) = bed.lazy(&made);
+        layer.expect(&diff_id(&made));
+        for (path, content) in &made.files[..made.files.len() - 1] {
+            let _ = ask(&layer, nid(&layer, path), 0, content.len() as u32).wait();
+        }
+        layer.read_file(0, u32::MAX, Box::new(|_| {}));
+        assert!(!settled(&bed, &layer));
+        assert!(matches!(read(&layer, &made.files[3].0), Err(ReadError::Refused)));
+    }
+}
+
+#[test]
+fn what_follows_the_archive_belongs_to_the_layer() {
+    let plain = Made::random(54, Shape::Plain, 10, 32_768);
+    for shape in SHAPES {
+        for tail in [vec![0; 512 * 3], vec![0; 512 * 200 + 7], b"not a tar".to_vec(), vec![b'x'; 400_000]] {
+            let tar = [plain.tar.as_slice(), &tail].concat();
+            let made = Made::of_tar(tar, plain.files.clone(), shape, 32_768);
+            let bed = Bed::new();
+            let (layer, source, _attachment) = bed.lazy(&made);
+            read_all(&layer, &made);
+            layer.read_file(0, u32::MAX, Box::new(|_| {}));
+            // The end of the layer may have to be fetched once more.
+            source.set(Fault::Flip(1));
+            layer.expect(&diff_id(&made));
+            assert!(settled(&bed, &layer), "{shape:?}, {} bytes", tail.len());
+        }
+    }
+}
+
+#[test]
+fn the_background_completes_and_checks() {
+    let made = Made::random(55, Shape::Gzip, 60, 32_768);
+    let bed = Bed::with(|options| {
+        options.fill.disable = false;
+        options.fill.silence = Duration::ZERO;
+    });
+    let layer = bed.create(&made);
+    layer.expect(&diff_id(&made));
+    let _attachment = layer.attach(Source::new(&made.blob) as Arc<dyn BlobSource>);
+    assert!(settled(&bed, &layer));
+    assert_eq!(layer.status().present, layer.status().size);
+}
+
+/// A file system of a few megabytes.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new(bytes: u64) -> Self {
+        let at = tempfile::tempdir().unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        mount("tmpfs", at.path(), "tmpfs", MountFlags::empty(), Some(options.as_c_str()))
+            .expect("this test mounts a tmpfs");
+        Self(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = unmount(self.0.path(), UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_costs_speed_and_no_bytes() {
+    let mut random = crate::making::Random::new(56);
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut files = Vec::new();
+    for number in 0..60 {
+        let content = random.bytes(100_000);
+        append(&mut tar, &format!("f{number}"), 0o644, &content);
+        files.push((format!("f{number}"), content));
+    }
+    let made = Made::of_tar(tar.into_inner().unwrap(), files, Shape::Gzip, 200_000);
+    let small = Small::new(4 << 20);
+    let bed = Bed::with(|options| {
+        options.root = small.0.path().to_owned();
+        options.min_free = 0;
+    });
+    let layer = bed.create(&made);
+    let source = Source::new(&made.blob);
+    let attachment = layer.attach(Arc::clone(&source) as Arc<dyn BlobSource>);
+    for _ in 0..2 {
+        read_all(&layer, &made);
+    }
+    let status = layer.status();
+    assert!(status.present > 0 && status.present < status.size, "{status:?}");
+    // Reads over several spans, some here and some not, in both directions.
+    for (path, content) in &made.files {
+        let asked: Vec<_> = (0..4).map(|_| ask(&layer, nid(&layer, path), 0, 100_000)).collect();
+        asked.into_iter().for_each(|asked| assert!(asked.wait().unwrap() == *content, "{path}"));
+    }
+    drop((layer, attachment));
+    drop(bed);
+}

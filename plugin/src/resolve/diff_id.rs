@@ -1,0 +1,148 @@
+//! What an image's configuration says that a layer is, uncompressed: its diff ID.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use lazy_layer::Layer;
+use oci_registry::Reference;
+use oci_spec::image::Digest;
+use serde::Deserialize;
+
+use super::Resolver;
+use crate::snapshot::LazyRecord;
+use crate::telemetry::chain;
+
+/// When it is looked for. Not at once: the first reads of a container come first, and it is needed only when all of the layer is here.
+const TRIES: [Duration; 4] =
+    [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
+
+/// The part of an image manifest that matters.
+#[derive(Deserialize)]
+struct Manifest {
+    config: Blob,
+    layers: Vec<Blob>,
+}
+
+#[derive(Deserialize)]
+struct Blob {
+    digest: Digest,
+}
+
+/// The part of an image's configuration that matters.
+#[derive(Deserialize)]
+struct Configuration {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<Digest>,
+}
+
+impl Resolver {
+    /// Tells a layer what it should be, some time after it was mounted.
+    pub(super) fn expect_later(self: &Arc<Self>, layer: &Arc<Layer>, record: &LazyRecord) {
+        let (this, layer, record) = (Arc::downgrade(self), Arc::downgrade(layer), record.clone());
+        tokio::spawn(async move {
+            for pause in TRIES {
+                tokio::time::sleep(pause).await;
+                let Some(this) = Weak::upgrade(&this) else { return };
+                let found = this.diff_id(&record).await;
+                drop(this);
+                let Some(layer) = layer.upgrade() else { return };
+                match found {
+                    Ok(diff_id) => {
+                        if layer.expect(&diff_id) == Some(false) && layer.is_complete() {
+                            refused(&record, &diff_id);
+                        }
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::debug!(error, image = %record.image, layer = %record.layer, "diff ID not found");
+                    }
+                }
+            }
+        });
+    }
+
+    /// Whether a layer that is all here and was looked at is what the image says, as far as that can be found out now; `None` if not.
+    pub(super) async fn agrees(&self, layer: &Arc<Layer>, record: &LazyRecord) -> Option<bool> {
+        if !layer.is_checked() {
+            return None;
+        }
+        let limit = self.options.containerd_deadline;
+        let diff_id = tokio::time::timeout(limit, self.diff_id(record)).await.ok()?.ok()?;
+        let agrees = layer.expect(&diff_id);
+        if agrees == Some(false) && layer.is_complete() {
+            refused(record, &diff_id);
+        }
+        agrees
+    }
+
+    async fn diff_id(&self, record: &LazyRecord) -> Result<Digest, String> {
+        let reference = Reference::parse(&record.image).map_err(|error| chain(&error))?;
+        let digest = |text: &str| text.parse::<Digest>().map_err(|error| format!("{text:?}: {error}"));
+        let (manifest, layer) = (digest(&record.manifest)?, digest(&record.layer)?);
+        let namespace = Some(record.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+        let repository = reference.repository();
+        let bytes = self.manifest(namespace, repository, &manifest).await.map_err(|error| chain(&error))?;
+        let manifest: Manifest = parse(&bytes)?;
+        let bytes =
+            self.blob(namespace, repository, &manifest.config.digest).await.map_err(|error| chain(&error))?;
+        of_layer(&manifest, &parse(&bytes)?, &layer)
+    }
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| error.to_string())
+}
+
+fn of_layer(manifest: &Manifest, configuration: &Configuration, layer: &Digest) -> Result<Digest, String> {
+    let Configuration { rootfs: RootFs { diff_ids } } = configuration;
+    if diff_ids.len() != manifest.layers.len() {
+        return Err("manifest and configuration name different numbers of layers".into());
+    }
+    let mut both = manifest.layers.iter().zip(diff_ids);
+    let found = both.find(|(blob, _)| blob.digest == *layer).map(|(_, diff_id)| diff_id.clone());
+    found.ok_or_else(|| "the image has no such layer".into())
+}
+
+/// The layer is what another image says. A layer that no image agrees with says so itself.
+fn refused(record: &LazyRecord, diff_id: &Digest) {
+    tracing::error!(image = %record.image, layer = %record.layer, ztoc = %record.ztoc, %diff_id, "the layer that this image's index describes is not the one of its configuration");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(digit: char) -> String {
+        format!("sha256:{}", String::from(digit).repeat(64))
+    }
+
+    #[test]
+    fn a_layers_diff_id_has_its_place() {
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"config":{{"digest":"{}","size":1}},"layers":[{{"digest":"{}"}},{{"digest":"{}"}}]}}"#,
+            digest('0'),
+            digest('1'),
+            digest('2')
+        );
+        let manifest: Manifest = parse(manifest.as_bytes()).unwrap();
+        let configuration = |ids: &[char]| -> Configuration {
+            let ids: Vec<String> = ids.iter().map(|digit| format!("{:?}", digest(*digit))).collect();
+            let text =
+                format!(r#"{{"os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#, ids.join(","));
+            parse(text.as_bytes()).unwrap()
+        };
+        let wanted: Digest = digest('2').parse().unwrap();
+        assert_eq!(
+            of_layer(&manifest, &configuration(&['a', 'b']), &wanted).unwrap().to_string(),
+            digest('b')
+        );
+        assert!(of_layer(&manifest, &configuration(&['a']), &wanted).is_err());
+        let other: Digest = digest('3').parse().unwrap();
+        assert!(of_layer(&manifest, &configuration(&['a', 'b']), &other).is_err());
+        assert!(parse::<Manifest>(b"{}").is_err());
+    }
+}
