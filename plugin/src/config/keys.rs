@@ -198,8 +198,8 @@ tables! {
     BackgroundFetch background_fetch {
         /// Turns it off.
         disable "background_fetch.disable": Bool = false;
-        /// Milliseconds during which no read had to wait before it begins (upstream: 30000): longer than a program that starts computes between two reads, short enough that a layer is complete soon.
-        silence_period_msec "background_fetch.silence_period_msec": Int(0..=86_400_000) = 250;
+        /// Milliseconds during which no read had to wait and no layer came before it begins (upstream: 30000): what a starting program waits for next should not have to share the link.
+        silence_period_msec "background_fetch.silence_period_msec": Int(0..=86_400_000) = 1_000;
         /// Milliseconds between the beginnings of two fetches (upstream: 500); 0 for the speed of the link: what a reader waits for goes first in any case.
         fetch_period_msec "background_fetch.fetch_period_msec": Int(0..=86_400_000) = 0;
         /// Layers that wait at most (-1: no limit); those that do not fit stay lazy until they are mounted again.

@@ -1,10 +1,10 @@
 //! Which spans will be read next.
 //!
-//! A container start is mostly one thread that opens file after file, and files that belong together lie together in the tar. So what is read is seen
-//! as a few streams through the layer's spans: a read at the end of a stream, or a little behind it, makes it longer, and what is fetched ahead of it
-//! twice as much; any other read begins a new one. How much a new one gets depends on how much of what was fetched ahead has been read
-//! at all, lately: who reads at random soon gets nothing more. A file that is small is fetched to its end, one of middling size is fetched whole at
-//! the second read that does not follow the first.
+//! A container start is mostly one thread that opens file after file, here a few, there a few: it needs a third of its layers, and what lies next to what it
+//! reads is needed in half the cases. Fetching that would cost the link more than it saves the reader (measured with four images: twice the
+//! bytes, and no start was faster). So only what has been followed for a while is preceded: a stream of reads that has gone on from span to span
+//! [`CONFIRMED`] times gets a window, which doubles with every further span. A file that is small is fetched to its end, one of middling size is fetched whole
+//! when it is read here and there.
 //!
 //! There is no open: the first read of a file is all that is seen of it.
 
@@ -14,29 +14,36 @@ use std::ops::{Range, RangeInclusive};
 const STREAMS: usize = 8;
 /// Files whose reads are counted.
 const FILES: usize = 16;
-/// What a new stream gets, in compressed bytes; at least one span.
+/// How often a stream goes on to another span before anything is fetched ahead of it.
+const CONFIRMED: u32 = 2;
+/// What it gets then, in compressed bytes; at least one span.
 const FIRST_WINDOW: u64 = 2 << 20;
 /// So many spans may lie between the end of a stream and a read that continues it.
-const GAP: usize = 2;
+const GAP: usize = 1;
 /// The rest of a file that is fetched at its first read, in bytes of the tar.
-const SMALL_REST: u64 = 8 << 20;
-/// The largest file that is fetched whole at the second read.
+const SMALL_REST: u64 = 4 << 20;
+/// The largest file that is fetched whole, in bytes of the tar.
 const MIDDLING_FILE: u64 = 32 << 20;
-/// Of so many spans fetched ahead it is counted how many were read.
-const MEMORY: u32 = 64;
-/// New streams of a reader at random, of which one is given a chance.
-const CHANCE: u32 = 8;
+/// At so many reads of it that had to wait.
+const SCATTERED: u32 = 3;
 
 /// What is known of one layer's readers. A few hundred bytes.
 #[derive(Debug)]
 pub(crate) struct Ahead {
     streams: Vec<Stream>,
-    files: Vec<(u64, u64)>,
+    files: Vec<File>,
     clock: u64,
-    /// Spans fetched ahead, and those of them that were read.
-    asked: u32,
-    used: u32,
-    refused: u32,
+}
+
+/// A file that is not small, and was read.
+#[derive(Clone, Copy, Debug)]
+struct File {
+    /// Where it is in the tar.
+    start: u64,
+    /// Reads of it that had to wait.
+    misses: u32,
+    /// When it was last one.
+    clock: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +53,8 @@ struct Stream {
     /// One past the furthest that was asked for.
     next: usize,
     window: u64,
+    /// How often it went on to another span.
+    advances: u32,
     /// When it was last continued.
     clock: u64,
 }
@@ -57,15 +66,13 @@ pub(crate) struct Touch {
     pub(crate) spans: RangeInclusive<usize>,
     /// Whether it had to wait.
     pub(crate) missed: bool,
-    /// How many of these were fetched ahead, and had not been read before.
-    pub(crate) used: u32,
     /// The file whose bytes it ends in, in bytes of the tar, and the spans of that.
     pub(crate) file: Option<(Range<u64>, RangeInclusive<usize>)>,
 }
 
 impl Ahead {
     pub(crate) fn new() -> Self {
-        Self { streams: Vec::new(), files: Vec::new(), clock: 0, asked: 0, used: 0, refused: 0 }
+        Self { streams: Vec::new(), files: Vec::new(), clock: 0 }
     }
 
     /// The spans that should be fetched after a read, the most likely first; they may be here already. `len` gives a span's compressed bytes, `None` behind the last. A stream
@@ -77,7 +84,6 @@ impl Ahead {
         len: impl Fn(usize) -> Option<u64>,
     ) -> Vec<Range<usize>> {
         self.clock = self.clock.wrapping_add(1);
-        self.used = self.used.saturating_add(touch.used).min(self.asked);
         let (first, last) = (*touch.spans.start(), *touch.spans.end());
         let goes_on = |stream: &&mut Stream| {
             first.saturating_add(1) >= stream.last && first <= stream.next.saturating_add(GAP)
@@ -85,14 +91,17 @@ impl Ahead {
         let known = self.streams.iter_mut().filter(goes_on).min_by_key(|stream| stream.next.abs_diff(first));
         let mut stream = match known {
             Some(stream) => {
-                if first > stream.last || last > stream.last {
-                    stream.window = stream.window.saturating_mul(2).max(FIRST_WINDOW);
+                if last > stream.last {
+                    stream.advances = stream.advances.saturating_add(1);
+                    if stream.advances >= CONFIRMED {
+                        stream.window = stream.window.saturating_mul(2).max(FIRST_WINDOW);
+                    }
                 }
                 stream.last = stream.last.max(last);
                 stream.clock = self.clock;
                 *stream
             }
-            None => Stream { last, next: first, window: self.first_window(), clock: self.clock },
+            None => Stream { last, next: first, window: 0, advances: 0, clock: self.clock },
         };
         stream.window = stream.window.min(max);
         let start = stream.next.max(stream.last.saturating_add(1));
@@ -115,8 +124,6 @@ impl Ahead {
         {
             ask.push(rest);
         }
-        let count: usize = ask.iter().map(ExactSizeIterator::len).sum();
-        self.count(u32::try_from(count).unwrap_or(u32::MAX));
         ask
     }
 
@@ -128,34 +135,20 @@ impl Ahead {
         if size <= SMALL_REST {
             return (!behind.is_empty()).then_some(behind);
         }
-        let known = self.files.iter().any(|(start, _)| *start == bytes.start);
-        if known {
-            return (size <= MIDDLING_FILE).then(|| *spans.start()..spans.end().saturating_add(1));
+        if let Some(known) = self.files.iter_mut().find(|known| known.start == bytes.start) {
+            known.misses = known.misses.saturating_add(1);
+            known.clock = self.clock;
+            let whole = known.misses >= SCATTERED && size <= MIDDLING_FILE;
+            return whole.then(|| *spans.start()..spans.end().saturating_add(1));
         }
         if self.files.len() >= FILES {
-            let oldest = self.files.iter().enumerate().min_by_key(|(_, (_, clock))| *clock);
+            let oldest = self.files.iter().enumerate().min_by_key(|(_, known)| known.clock);
             if let Some((at, _)) = oldest {
                 self.files.swap_remove(at);
             }
         }
-        self.files.push((bytes.start, self.clock));
+        self.files.push(File { start: bytes.start, misses: 1, clock: self.clock });
         None
-    }
-
-    fn first_window(&mut self) -> u64 {
-        if self.asked < MEMORY / 4 || self.used.saturating_mul(5) >= self.asked.saturating_mul(2) {
-            return FIRST_WINDOW;
-        }
-        self.refused = self.refused.wrapping_add(1);
-        if self.refused.is_multiple_of(CHANCE) { FIRST_WINDOW } else { 0 }
-    }
-
-    fn count(&mut self, asked: u32) {
-        self.asked = self.asked.saturating_add(asked);
-        while self.asked > MEMORY {
-            self.asked /= 2;
-            self.used /= 2;
-        }
     }
 
     /// Puts a stream into its place, or into that of the one that was continued longest ago.
@@ -182,7 +175,7 @@ mod tests {
     }
 
     fn touch(span: usize) -> Touch {
-        Touch { spans: span..=span, missed: true, used: 0, file: None }
+        Touch { spans: span..=span, missed: true, file: None }
     }
 
     #[test]
@@ -190,15 +183,14 @@ mod tests {
         let mut ahead = Ahead::new();
         let mut asked = std::collections::BTreeSet::new();
         for span in 0..SPANS {
-            assert!(span == 0 || asked.contains(&span), "span {span} was not expected");
-            let used = u32::from(asked.contains(&span));
-            for range in ahead.after(&Touch { used, missed: used == 0, ..touch(span) }, MAX, len) {
+            assert!(span <= CONFIRMED as usize || asked.contains(&span), "span {span} was not expected");
+            for range in ahead.after(&Touch { missed: !asked.contains(&span), ..touch(span) }, MAX, len) {
                 for span in range {
                     assert!(asked.insert(span), "span {span} was asked for twice");
                 }
             }
         }
-        assert_eq!(asked.len(), SPANS - 1);
+        assert_eq!(asked.len(), SPANS - 1 - CONFIRMED as usize);
     }
 
     #[test]
@@ -212,21 +204,16 @@ mod tests {
             assert!(end <= span + 1 + 16, "{end} after {span}");
         }
         assert_eq!(end, 40 + 16);
-        assert!(Ahead::new().after(&touch(3), 0, len).is_empty(), "turned off");
+        let mut off = Ahead::new();
+        assert!((0..40).all(|span| off.after(&touch(span), 0, len).is_empty()), "turned off");
     }
 
     #[test]
-    fn who_reads_at_random_soon_gets_nothing() {
+    fn who_reads_at_random_gets_nothing() {
         let mut ahead = Ahead::new();
-        let mut asked = 0;
         for step in 0..500_usize {
-            asked += ahead
-                .after(&touch(step * 7919 % SPANS), MAX, len)
-                .iter()
-                .map(|range| range.len())
-                .sum::<usize>();
+            assert!(ahead.after(&touch(step * 7919 % SPANS), MAX, len).is_empty());
         }
-        assert!(asked < 250, "{asked} spans for 500 reads");
     }
 
     #[test]
@@ -234,7 +221,7 @@ mod tests {
         let mut ahead = Ahead::new();
         for step in 0..20 {
             for reader in [0, 60, 120] {
-                ahead.after(&Touch { used: 1, ..touch(reader + step) }, MAX, len);
+                ahead.after(&touch(reader + step), MAX, len);
             }
         }
         let windows: Vec<u64> = ahead.streams.iter().map(|stream| stream.window).collect();
@@ -244,13 +231,14 @@ mod tests {
     #[test]
     fn files_are_fetched_to_their_end() {
         let mut ahead = Ahead::new();
-        let small = Some((0..7 << 20, 50..=52));
+        let small = Some((0..3 << 20, 50..=52));
         let ask = ahead.after(&Touch { file: small, ..touch(50) }, MAX, len);
-        assert!(ask.contains(&(51..53)), "{ask:?}");
-        let middling = Some((100 << 20..120 << 20, 100..=106));
-        let ask = ahead.after(&Touch { file: middling.clone(), ..touch(100) }, MAX, len);
-        assert!(!ask.contains(&(100..107)), "{ask:?}");
-        let ask = ahead.after(&Touch { file: middling, ..touch(105) }, MAX, len);
-        assert!(ask.contains(&(100..107)), "{ask:?}");
+        assert_eq!(ask, [51..53]);
+        let middling = Some((100 << 20..120 << 20, 100..=120));
+        let read =
+            |ahead: &mut Ahead, span| ahead.after(&Touch { file: middling.clone(), ..touch(span) }, MAX, len);
+        assert!(read(&mut ahead, 100).is_empty());
+        assert!(read(&mut ahead, 110).is_empty());
+        assert_eq!(read(&mut ahead, 105), [100..121]);
     }
 }

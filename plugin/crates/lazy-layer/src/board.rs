@@ -49,8 +49,8 @@ struct Inner {
     fill: Fill,
     /// Numbers transfers and batches of wishes.
     next: u64,
-    /// When a read last had to wait.
-    last_wait: Option<Instant>,
+    /// When a read last had to wait, or a layer came.
+    disturbed: Option<Instant>,
     /// When to look again, without anything happening before.
     wake: Option<Instant>,
     /// The runtime is gone.
@@ -140,7 +140,7 @@ impl Board {
                 link: Link::new(now),
                 fill: Fill::new(),
                 next: 0,
-                last_wait: None,
+                disturbed: None,
                 wake: None,
                 closed: false,
             }),

@@ -39,8 +39,8 @@ pub(crate) struct Engine {
     said_full: Mutex<Option<Instant>>,
 }
 
-/// Bytes of a layer's tar that were read, and how many of their spans had been fetched ahead.
-type Hint = (Arc<Layer>, Range<u64>, u32);
+/// Bytes of a layer's tar that were read, and had been fetched ahead.
+type Hint = (Arc<Layer>, Range<u64>);
 
 impl Engine {
     pub(crate) fn start(
@@ -50,8 +50,8 @@ impl Engine {
     ) -> io::Result<Arc<Self>> {
         let (hints, given) = crossbeam_channel::bounded::<Hint>(HINTS);
         std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || {
-            for (layer, tar, used) in given {
-                layer.read_ahead(&tar, used);
+            for (layer, tar) in given {
+                layer.read_ahead(&tar);
             }
         })?;
         let engine = Arc::new(Self {
@@ -71,8 +71,8 @@ impl Engine {
     }
 
     /// Tells of a read that was answered from what had been fetched ahead. Never waits; should too many come at once, some are not seen.
-    pub(crate) fn hint(&self, layer: &Arc<Layer>, tar: Range<u64>, used: u32) {
-        let _ = self.hints.try_send((Arc::clone(layer), tar, used));
+    pub(crate) fn hint(&self, layer: &Arc<Layer>, tar: Range<u64>) {
+        let _ = self.hints.try_send((Arc::clone(layer), tar));
     }
 
     /// An identity for a layer that is opened.

@@ -69,24 +69,25 @@ impl Fill {
         self.layers.is_empty()
     }
 
-    /// A layer has a source.
-    pub(crate) fn add(&mut self, layer: &Arc<Layer>, options: &StoreOptions) {
+    /// A layer has a source. Whether it is one that was not known, and is to be completed.
+    pub(crate) fn add(&mut self, layer: &Arc<Layer>, options: &StoreOptions) -> bool {
         self.layers.retain(|filling| filling.layer.strong_count() > 0);
         if options.fill.disable
             || layer.is_complete()
             || self.layers.iter().any(|known| known.id == layer.id())
         {
-            return;
+            return false;
         }
         if self.layers.len() >= options.fill.max_queue {
             tracing::debug!(layer = %layer.key().layer, "too many layers are waiting to be fetched in the background");
             match options.fill.drop {
-                DropPolicy::Newest => return,
+                DropPolicy::Newest => return false,
                 DropPolicy::Oldest => drop(self.layers.pop_front()),
             }
         }
         let layer = Filling { id: layer.id(), layer: Arc::downgrade(layer), cursor: 0, not_before: None };
         self.layers.push_back(layer);
+        true
     }
 
     /// Somebody waits: what comes after that begins small.

@@ -272,7 +272,8 @@ impl Layer {
             }
         }
         if !tar.is_empty() {
-            to_fetch.extend(self.expected(&tar, self.take_ahead(&tar), true));
+            self.take_ahead(&tar);
+            to_fetch.extend(self.expected(&tar, true));
         }
         self.engine.want(self, &to_fetch);
         read.arm(&self.engine.runtime, options.read_deadline);
@@ -281,30 +282,28 @@ impl Layer {
 
     /// A read is answered from what is here. If that was fetched ahead, more of it is fetched, by another thread.
     fn notice(self: &Arc<Self>, wanted: &Wanted) {
-        if !wanted.tar.is_empty() {
-            let used = self.take_ahead(&wanted.tar);
-            if used > 0 {
-                self.engine.hint(self, wanted.tar.clone(), used);
-            }
+        if !wanted.tar.is_empty() && self.take_ahead(&wanted.tar) {
+            self.engine.hint(self, wanted.tar.clone());
         }
     }
 
-    /// How many spans of `tar` were fetched ahead and are read for the first time now.
-    fn take_ahead(&self, tar: &Range<u64>) -> u32 {
+    /// Whether any span of `tar` was fetched ahead and is read for the first time now.
+    fn take_ahead(&self, tar: &Range<u64>) -> bool {
         let first_read = |span: &usize| self.slots.get(*span).is_some_and(Slot::take_ahead);
-        u32::try_from(self.spans.covering(tar).filter(first_read).count()).unwrap_or(u32::MAX)
+        // Each is asked: it is news once.
+        self.spans.covering(tar).filter(first_read).count() > 0
     }
 
-    /// Fetches what is expected to be read after `tar`, which was here; so many of its spans had been fetched ahead.
-    pub(crate) fn read_ahead(self: &Arc<Self>, tar: &Range<u64>, used: u32) {
-        let expected = self.expected(tar, used, false);
+    /// Fetches what is expected to be read after `tar`, which had been fetched ahead.
+    pub(crate) fn read_ahead(self: &Arc<Self>, tar: &Range<u64>) {
+        let expected = self.expected(tar, false);
         if !expected.is_empty() {
             self.engine.want(self, &expected);
         }
     }
 
     /// What is expected to be read after `tar`.
-    fn expected(&self, tar: &Range<u64>, used: u32, missed: bool) -> Vec<(usize, Demand)> {
+    fn expected(&self, tar: &Range<u64>, missed: bool) -> Vec<(usize, Demand)> {
         let max = self.engine.options.max_read_ahead;
         if max == 0 {
             return Vec::new();
@@ -312,7 +311,7 @@ impl Layer {
         let spans = self.spans.covering(tar);
         let file = self.headers.file_around(tar.end.saturating_sub(1), self.tar_size);
         let file = file.map(|bytes| (bytes.clone(), self.spans.covering(&bytes)));
-        let touch = Touch { spans, missed, used, file };
+        let touch = Touch { spans, missed, file };
         let len = |span: usize| self.spans.get(span).map(|row| row.compressed_len());
         let ranges = self.ahead.lock().after(&touch, max, len);
         let missing = ranges.into_iter().flatten().filter(|span| !self.has(*span));

@@ -68,8 +68,8 @@ impl StoreOptions {
 pub struct FillOptions {
     /// Turns it off.
     pub disable: bool,
-    /// How long no read may have had to wait before it begins. Default 250 ms: longer than a program that reads computes between two reads, short
-    /// enough that a layer is complete seconds after its start.
+    /// How long no read may have had to wait, and no layer may have come, before it begins. Default 1 s: a program that starts computes between two reads, and what
+    /// it waits for next should not have to share the link.
     pub silence: Duration,
     /// Between the beginnings of two ranged reads. Default 0: what others wait for goes first in any case.
     pub period: Duration,
@@ -94,7 +94,7 @@ impl Default for FillOptions {
     fn default() -> Self {
         Self {
             disable: false,
-            silence: Duration::from_millis(250),
+            silence: Duration::from_secs(1),
             period: Duration::ZERO,
             bytes_per_second: None,
             max_queue: 1024,

@@ -36,7 +36,7 @@ impl Engine {
     pub(crate) fn want(self: &Arc<Self>, layer: &Arc<Layer>, wanted: &[(usize, Demand)]) {
         self.on_board(|board, now, out| {
             if wanted.iter().any(|(_, demand)| *demand == Demand::Read) {
-                board.last_wait = Some(now);
+                board.disturbed = Some(now);
                 board.fill.disturb();
             }
             let batch = board.number();
@@ -48,10 +48,11 @@ impl Engine {
 
     /// A layer has another set of sources.
     pub(crate) fn sources_changed(self: &Arc<Self>, layer: &Arc<Layer>) {
-        self.on_board(|board, _, out| {
+        self.on_board(|board, now, out| {
             let gone = layer.sources().is_empty();
-            if !gone {
-                board.fill.add(layer, &self.options);
+            if !gone && board.fill.add(layer, &self.options) {
+                // Who mounts a layer is about to read it.
+                board.disturbed = Some(now);
             }
             let spans: Vec<usize> = board.spans_of(layer.id());
             for span in spans {

@@ -62,14 +62,20 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 fn a_reader_is_answered_when_its_span_has_come() {
     let made = large();
     let (_bed, layer, script, _attachment) = scripted(&made, |options| options.max_read_ahead = 4 << 20);
+    // A reader that goes from span to span.
+    for span in [3, 4] {
+        let asked = ask_span(&layer, span);
+        script.request(|request| request.range == bytes_of(span)).serve();
+        check(&made, span, asked);
+    }
     let first = ask_span(&layer, 5);
-    let request = script.nth(0);
+    let request = script.nth(2);
     assert_eq!(request.range.start, bytes_of(5).start, "its own span comes first");
     assert!(request.range.end > bytes_of(5).end, "and what is expected next behind it: {:?}", request.range);
     assert!(first.now().is_none());
     request.send(bytes_of(5));
     check(&made, 5, first);
-    assert!(layer.status().fetched_on_demand == SPAN && layer.status().fetched_by_read_ahead == 0);
+    assert!(layer.status().fetched_on_demand == 3 * SPAN && layer.status().fetched_by_read_ahead == 0);
 
     // The next one is on its way already.
     let second = ask_span(&layer, 6);
