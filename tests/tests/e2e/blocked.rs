@@ -4,7 +4,10 @@
 //! nobody answers what it asks of the mount, and is then killed.
 
 use std::fs::{self, File};
+use std::io::Read as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -114,6 +117,44 @@ fn while_erofs_is_being_mounted() {
 fn ended(mut pull: Process) {
     let status = pull.wait(Duration::from_secs(60));
     assert!(status.is_some_and(|status| status.success()), "{}", pull.output());
+}
+
+/// The layer is complete and about to leave FUSE, under a reader.
+#[test]
+fn while_the_backing_file_is_being_exchanged() {
+    let mut stack = Stack::with_config("[background_fetch]\nsilence_period_msec = 2000\n");
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let big = erofs(&stack).join(BIG.0.trim_start_matches('/'));
+    let done = AtomicBool::new(false);
+    let read = || {
+        let mut buffer = vec![0; 128 << 10];
+        while !done.load(Ordering::Relaxed) {
+            let mut file = File::open(&big).unwrap();
+            while file.read(&mut buffer).unwrap() > 0 {}
+            fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        }
+    };
+    thread::scope(|scope| {
+        // So that there is always a read under way.
+        let reader = scope.spawn(read);
+        let held = catch_unwind(AssertUnwindSafe(|| {
+            let errand = hold(&stack, "exchange");
+            killed_meanwhile(&mut stack, errand);
+        }));
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap();
+        held.unwrap();
+    });
+    let local = stack.daemon.root().join("layers");
+    let devices = below(&stack);
+    assert!(
+        devices.iter().any(|path| path.starts_with(local.to_str().unwrap())),
+        "it has not left FUSE: {devices:?}"
+    );
+    let said = stack.soci_run("soci", &[], &reference, &["sha256sum", BIG.0]).ok();
+    assert!(said.out.starts_with(&whole()), "{}", said.out);
+    nothing_stays(&mut stack);
 }
 
 /// What the kernel reads ahead for nobody is in the way of an unmount.
