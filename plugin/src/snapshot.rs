@@ -4,6 +4,7 @@
 //! A verb reads or writes the [`store`] in one short transaction, acts, and writes again.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,9 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Asked, Attempt, Backend, FrontEnd, KeptLayer, LazyMount, Sight, Slot};
+pub use backend::{
+    Asked, Attempt, Backend, Below, Directories, FrontEnd, KeptLayer, LazyMount, Look, Sight, Slot,
+};
 pub use clean::CleanError;
 pub use outcomes::{Outcome, Outcomes, Setback};
 pub use record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
@@ -382,7 +385,7 @@ impl Snapshotter {
         labels: Labels,
     ) -> Result<Record, SnapshotError> {
         self.blocking(move |shared| {
-            let owner = if parent.is_empty() { None } else { Some(shared.store.get(&parent)?.id) };
+            let owner = if parent.is_empty() { None } else { shared.owner(&shared.store.get(&parent)?) };
             let staged =
                 shared.tree.stage(owner, kind == Kind::Active).map_err(|source| SnapshotError::File {
                     operation: "make a directory in",
@@ -439,6 +442,23 @@ impl Shared {
             Ok(_) | Err(_) => {}
         }
         Ok(())
+    }
+
+    /// Owner and group of the top directory of a snapshot. None if it cannot be looked at.
+    fn owner(&self, record: &Record) -> Option<(u32, u32)> {
+        match self.below(record) {
+            Below::Directory(path) => {
+                std::fs::symlink_metadata(path).ok().map(|found| (found.uid(), found.gid()))
+            }
+            Below::Lazy(directories) => directories.look(&[]).map(|look| (look.uid, look.gid)),
+        }
+    }
+
+    /// A snapshot as a source of directories' attributes.
+    fn below(&self, record: &Record) -> Below {
+        let mounted = self.mounted.lock();
+        let directories = mounted.get(&record.id).and_then(|mounted| mounted.mount.directories());
+        directories.map_or_else(|| Below::Directory(self.tree.fs(record.id)), Below::Lazy)
     }
 
     fn usage(&self, id: Id) -> Result<Usage, SnapshotError> {

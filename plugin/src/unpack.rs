@@ -20,6 +20,7 @@ mod root;
 mod stream;
 
 use crate::resolve::{ArtifactError, Resolver};
+use crate::snapshot::Below;
 use crate::snapshot::labels::LayerRequest;
 use crate::telemetry::chain;
 use stream::{Decompressed, Hashed, Piece, Pieces};
@@ -109,7 +110,7 @@ impl Unpacker {
         &self,
         namespace: Option<&str>,
         request: &LayerRequest,
-        lower: Vec<PathBuf>,
+        lower: Vec<Below>,
         at: PathBuf,
     ) -> Result<(), UnpackError> {
         let layer = &request.layer;
@@ -212,7 +213,7 @@ fn write(
     layer: &Digest,
     diff_id: &str,
     at: &std::path::Path,
-    lower: &[PathBuf],
+    lower: &[Below],
     userxattr: bool,
 ) -> Result<(), UnpackError> {
     let failed = |source| UnpackError::Apply { layer: layer.clone(), source };

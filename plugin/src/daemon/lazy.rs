@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use erofs_image::{Kind, Nid};
 use futures_util::future::BoxFuture;
 use lazy_layer::{Attachment, Layer, LayerStatus};
 use parking_lot::Mutex;
@@ -14,7 +15,10 @@ use crate::fuse::{FuseMount, FuseOptions, Unmounted};
 use crate::keeper::{Keeper, KeptMount};
 use crate::kernel::{Kernel, KernelMount, Unmounting};
 use crate::resolve::{Resolution, ResolvedLayer, Resolver};
-use crate::snapshot::{Asked, Attempt, Backend, FrontEnd, Id, KeptLayer, LazyMount, LazyRecord, Sight, Slot};
+use crate::snapshot::{
+    Asked, Attempt, Backend, Below, Directories, FrontEnd, Id, KeptLayer, LazyMount, LazyRecord, Look, Sight,
+    Slot,
+};
 use crate::telemetry::chain;
 use crate::unpack::Unpacker;
 
@@ -81,12 +85,7 @@ impl Backend for LazyBackend {
         })
     }
 
-    fn unpack(
-        &self,
-        asked: Asked,
-        lower: Vec<PathBuf>,
-        at: PathBuf,
-    ) -> BoxFuture<'static, Result<(), String>> {
+    fn unpack(&self, asked: Asked, lower: Vec<Below>, at: PathBuf) -> BoxFuture<'static, Result<(), String>> {
         let unpacker = Arc::clone(&self.unpacker);
         Box::pin(async move {
             unpacker
@@ -281,6 +280,10 @@ impl Attached {
     }
 }
 
+/// What the layer file's metadata says.
+#[derive(Debug)]
+struct LayerDirectories(Arc<Layer>);
+
 impl LazyMount for MountedLayer {
     fn unmount(self: Box<Self>) -> Result<(), String> {
         let MountedLayer { mount, kernel, source, .. } = *self;
@@ -320,7 +323,20 @@ impl LazyMount for MountedLayer {
         self.kernel.as_ref().map(|attached| attached.mount.mount_point())
     }
 
+    fn directories(&self) -> Option<Arc<dyn Directories>> {
+        Some(Arc::new(LayerDirectories(Arc::clone(&self.layer))))
+    }
+
     fn front_end(&self) -> FrontEnd {
         self.kernel.as_ref().map_or(FrontEnd::Fuse, |attached| attached.mount.front_end())
+    }
+}
+
+impl Directories for LayerDirectories {
+    fn look(&self, path: &[Vec<u8>]) -> Option<Look> {
+        let image = self.0.image();
+        let directory = path.iter().try_fold(Nid::ROOT, |parent, name| image.lookup(parent, name).ok()?)?;
+        let inode = image.inode(directory).ok().filter(|inode| inode.kind == Kind::Directory)?;
+        Some(Look { uid: inode.uid, gid: inode.gid, mode: inode.permissions.into() })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use lazy_layer::LayerStatus;
@@ -14,14 +15,9 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// Tries to mount a layer lazily at `at`, the directory of snapshot `id`. Ends within the deadlines of the configuration, and holds nothing meanwhile.
     fn mount(&self, asked: Asked, id: Id, at: PathBuf) -> BoxFuture<'static, Attempt>;
 
-    /// Unpacks a layer into the directory `at`, with its ancestors' directories (nearest first) as a source of attributes for directories that
+    /// Unpacks a layer into the directory `at`, with its ancestors (nearest first) as a source of attributes for directories that
     /// the layer does not mention. Ends within its deadline. Whatever was unpacked before a failure is removed again.
-    fn unpack(
-        &self,
-        asked: Asked,
-        lower: Vec<PathBuf>,
-        at: PathBuf,
-    ) -> BoxFuture<'static, Result<(), String>>;
+    fn unpack(&self, asked: Asked, lower: Vec<Below>, at: PathBuf) -> BoxFuture<'static, Result<(), String>>;
 
     /// Mounts a layer that was mounted in an earlier life, from local state if that is there.
     fn remount(
@@ -101,6 +97,33 @@ pub enum Attempt {
     Stuck(String),
 }
 
+/// A layer below one that is unpacked.
+#[derive(Clone, Debug)]
+pub enum Below {
+    /// It is in a directory.
+    Directory(PathBuf),
+    /// It is mounted lazily.
+    Lazy(Arc<dyn Directories>),
+}
+
+/// The directories of a lazily mounted layer, from memory. The daemon asks nothing of its own mounts: killed while it waits for its own answer, it
+/// could not end, and no successor could start.
+pub trait Directories: Debug + Send + Sync {
+    /// What a directory looks like; an empty path is the top. None if there is none, or a symbolic link is on the way.
+    fn look(&self, path: &[Vec<u8>]) -> Option<Look>;
+}
+
+/// What a directory looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permissions, with setuid, setgid and sticky bits.
+    pub mode: u32,
+}
+
 /// What containers read a layer through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrontEnd {
@@ -128,6 +151,11 @@ pub trait LazyMount: Debug + Send {
 
     /// What containers are to have as lower directory, where that is not what the layer is mounted at.
     fn lower(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Its directories. None where they are not known.
+    fn directories(&self) -> Option<Arc<dyn Directories>> {
         None
     }
 

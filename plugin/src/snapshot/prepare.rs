@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::backend::{Asked, Attempt};
+use super::backend::{Asked, Attempt, Below};
 use super::labels::{self, LabelError, LayerRequest};
 use super::outcomes::{Outcome, Setback};
 use super::overlay::Mount;
@@ -41,7 +41,7 @@ impl Snapshotter {
             Decision::Remote(lazy, mount) => self.commit_remote(layer, lazy, mount).await,
             Decision::Local(asked) => {
                 let chain = self.ancestors(&layer.parent).await?;
-                let lower = chain.iter().map(|named| self.shared.tree.fs(named.record.id)).collect();
+                let lower = chain.iter().map(|named| self.shared.below(&named.record)).collect();
                 let (digest, at) = (asked.layer.layer.to_string(), self.shared.tree.fs(layer.record.id));
                 tracing::info!(
                     key = layer.key,
@@ -233,7 +233,7 @@ impl Snapshotter {
         Err(SnapshotError::Prepared { target })
     }
 
-    async fn unpack(&self, asked: Asked, lower: Vec<PathBuf>, at: PathBuf) -> Result<(), String> {
+    async fn unpack(&self, asked: Asked, lower: Vec<Below>, at: PathBuf) -> Result<(), String> {
         self.shared.backend.unpack(asked, lower, at).await
     }
 

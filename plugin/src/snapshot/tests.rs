@@ -81,7 +81,7 @@ impl Backend for Fake {
         async { attempt }.boxed()
     }
 
-    fn unpack(&self, _: Asked, _: Vec<PathBuf>, at: PathBuf) -> BoxFuture<'static, Result<(), String>> {
+    fn unpack(&self, _: Asked, _: Vec<Below>, at: PathBuf) -> BoxFuture<'static, Result<(), String>> {
         let result = self.unpack.lock().clone().unwrap_or(Err("not told".into()));
         async move {
             std::fs::write(at.join("unpacked"), "x").unwrap();

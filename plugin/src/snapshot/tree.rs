@@ -74,11 +74,11 @@ impl Tree {
         self.directory(id).join("work")
     }
 
-    /// Makes a directory for a snapshot; its top gets the owner of the parent's.
+    /// Makes a directory for a snapshot; its top gets an owner and a group, root's if none is given.
     ///
     /// # Errors
-    /// The system's. A parent that cannot be looked at (a dead mount) gives root's.
-    pub fn stage(&self, parent: Option<Id>, writable: bool) -> io::Result<Staged<'_>> {
+    /// The system's.
+    pub fn stage(&self, owner: Option<(u32, u32)>, writable: bool) -> io::Result<Staged<'_>> {
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.snapshots.join(format!("{STAGED}{}-{number}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&path)?;
@@ -87,8 +87,8 @@ impl Tree {
         DirBuilder::new().mode(0o755).create(&top)?;
         // Whatever the umask.
         fs::set_permissions(&top, Permissions::from_mode(0o755))?;
-        if let Some(owner) = parent.and_then(|id| fs::symlink_metadata(self.fs(id)).ok()) {
-            std::os::unix::fs::lchown(&top, Some(owner.uid()), Some(owner.gid()))?;
+        if let Some((user, group)) = owner {
+            std::os::unix::fs::lchown(&top, Some(user), Some(group))?;
         }
         if writable {
             let work = staged.path.join("work");
@@ -276,7 +276,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let tree = Tree::open(root.path()).unwrap();
         tree.stage(None, true).unwrap().place(Id(1)).unwrap();
-        drop(tree.stage(Some(Id(1)), false).unwrap());
+        drop(tree.stage(Some((0, 0)), false).unwrap());
         assert_eq!(tree.present().unwrap(), [Id(1)]);
         assert_eq!(fs::metadata(tree.fs(Id(1))).unwrap().mode() & 0o7777, 0o755);
         assert_eq!(fs::metadata(tree.work(Id(1))).unwrap().mode() & 0o7777, 0o711);

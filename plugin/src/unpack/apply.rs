@@ -1,10 +1,11 @@
 //! A layer's tar becomes a directory for overlayfs: owners, modes, times, attributes, links, devices, and whiteouts in overlayfs' own form.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use tar::{Archive, Entry, EntryType};
+
+use crate::snapshot::Below;
 
 use super::root::{Inside, Place, Root, is_directory, is_whiteout};
 
@@ -28,7 +29,7 @@ struct Attributes {
 pub(super) fn apply(
     tar: &mut impl Read,
     at: &std::path::Path,
-    lower: &[PathBuf],
+    lower: &[Below],
     userxattr: bool,
 ) -> io::Result<()> {
     let root = Root::open(at, lower)?;

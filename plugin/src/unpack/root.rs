@@ -6,9 +6,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags};
 use rustix::io::Errno;
+
+use crate::snapshot::{Below, Directories, Look};
 
 /// Directories that an image may nest: as deep as a path can be long.
 const MAX_DEPTH: usize = 2048;
@@ -17,7 +20,14 @@ const MAX_DEPTH: usize = 2048;
 #[derive(Debug)]
 pub(super) struct Root {
     directory: OwnedFd,
-    lower: Vec<OwnedFd>,
+    lower: Vec<Model>,
+}
+
+/// A layer below.
+#[derive(Debug)]
+enum Model {
+    Directory(OwnedFd),
+    Lazy(Arc<dyn Directories>),
 }
 
 /// A cleaned path inside an image: no empty part, no `.`, no `..`.
@@ -74,12 +84,20 @@ impl Inside {
 
 impl Root {
     /// Opens the directory. Lower ones that cannot be opened are left out: they only lend attributes.
-    pub(super) fn open(directory: &Path, lower: &[PathBuf]) -> io::Result<Root> {
+    pub(super) fn open(directory: &Path, lower: &[Below]) -> io::Result<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let open = |path: &Path| rustix::fs::openat(CWD, path, flags, Mode::empty());
         Ok(Root {
             directory: open(directory)?,
-            lower: lower.iter().filter_map(|path| open(path).ok()).collect(),
+            lower: lower
+                .iter()
+                .filter_map(|below| {
+                    Some(match below {
+                        Below::Directory(path) => Model::Directory(open(path).ok()?),
+                        Below::Lazy(directories) => Model::Lazy(Arc::clone(directories)),
+                    })
+                })
+                .collect(),
         })
     }
 
@@ -119,18 +137,26 @@ impl Root {
 
     /// Gives a directory that the layer does not mention the owner and mode that it has in the layers below.
     fn dress(&self, made: &OwnedFd, path: &Inside) -> io::Result<()> {
-        let model = self.lower.iter().find_map(|lower| resolve(lower, path).ok());
-        let (owner, group, mode) = match model.map(rustix::fs::fstat) {
-            Some(stat) => {
-                let stat = stat?;
-                (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777)
-            }
-            None => (0, 0, 0o755),
-        };
+        let found = self.lower.iter().find_map(|lower| lower.look(path));
+        let look = found.unwrap_or(Look { uid: 0, gid: 0, mode: 0o755 });
         let path = self_path(made);
-        std::os::unix::fs::chown(&path, Some(owner), Some(group))?;
-        rustix::fs::chmod(&path, Mode::from_raw_mode(mode))?;
+        std::os::unix::fs::chown(&path, Some(look.uid), Some(look.gid))?;
+        rustix::fs::chmod(&path, Mode::from_raw_mode(look.mode))?;
         Ok(())
+    }
+}
+
+// === impl Model ===
+
+impl Model {
+    fn look(&self, path: &Inside) -> Option<Look> {
+        match self {
+            Model::Directory(directory) => {
+                let stat = rustix::fs::fstat(resolve(directory, path).ok()?).ok()?;
+                Some(Look { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777 })
+            }
+            Model::Lazy(directories) => directories.look(&path.parts),
+        }
     }
 }
 

@@ -46,7 +46,7 @@ impl Tar {
         self.add(EntryType::Directory, name, "", b"", 0o750)
     }
 
-    fn apply(self, at: &Path, lower: &[PathBuf]) -> io::Result<()> {
+    fn apply(self, at: &Path, lower: &[Below]) -> io::Result<()> {
         apply(&mut self.0.into_inner().unwrap().as_slice(), at, lower, false)
     }
 }
@@ -183,7 +183,10 @@ fn directories_without_an_entry_look_as_below() {
     std::os::unix::fs::chown(lower.path().join("var/spool"), Some(7), Some(8)).unwrap();
     rustix::fs::chmod(lower.path().join("var/spool"), Mode::from_raw_mode(0o1777)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    Tar::new().file("var/spool/new/x", b"").apply(dir.path(), &[lower.path().to_owned()]).unwrap();
+    Tar::new()
+        .file("var/spool/new/x", b"")
+        .apply(dir.path(), &[Below::Directory(lower.path().to_owned())])
+        .unwrap();
     let stat = |name: &str| fs::symlink_metadata(dir.path().join(name)).unwrap();
     assert_eq!((stat("var/spool").mode() & 0o7777, stat("var/spool").uid()), (0o1777, 7));
     assert_eq!((stat("var/spool/new").mode() & 0o7777, stat("var/spool/new").uid()), (0o755, 0));
