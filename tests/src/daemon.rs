@@ -33,6 +33,7 @@ pub struct Daemon {
     manager: Option<ServiceManager>,
     /// More arguments.
     arguments: Vec<&'static str>,
+    program: PathBuf,
 }
 
 impl Daemon {
@@ -40,14 +41,19 @@ impl Daemon {
     pub fn start(folder: &Path, config: &str) -> Daemon {
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join("config.toml"), config).unwrap();
-        let mut daemon =
-            Daemon { process: None, folder: folder.to_owned(), manager: None, arguments: Vec::new() };
+        let mut daemon = Daemon {
+            process: None,
+            folder: folder.to_owned(),
+            program: program("soci-snapshotter-grpc"),
+            manager: None,
+            arguments: Vec::new(),
+        };
         daemon.launch();
         daemon
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(program("soci-snapshotter-grpc"));
+        let mut command = Command::new(&self.program);
         command.args(["--log-level", "debug"]).env("DOCKER_CONFIG", self.folder.join("docker"));
         command.arg("--address").arg(self.socket()).arg("--root").arg(self.root());
         command.arg("--config").arg(self.folder.join("config.toml")).args(&self.arguments);
@@ -88,6 +94,18 @@ impl Daemon {
     /// The number of its process.
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
+    }
+
+    /// Has it run from a copy of its program from the next start on, which [`Daemon::remove_copy`] takes away.
+    pub fn run_a_copy(&mut self) {
+        let copy = self.folder.join("copy-of-the-daemon");
+        fs::copy(&self.program, &copy).unwrap();
+        self.program = copy;
+    }
+
+    /// Removes the program of a daemon that ran from a copy.
+    pub fn remove_copy(&self) {
+        fs::remove_file(self.folder.join("copy-of-the-daemon")).unwrap();
     }
 
     /// Writes the `config.json` of Docker that it looks into: it may read from `host`.

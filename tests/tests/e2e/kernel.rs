@@ -93,3 +93,23 @@ fn a_killed_daemon_leaves_its_mounts_to_the_next() {
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
     assert_eq!(read_everything(&stack, &name, "after"), expected);
 }
+
+/// Who runs when the last byte comes needs nothing of ours from then on: the daemon is stopped, its program gone, every cache dropped.
+#[test]
+fn a_complete_image_needs_no_daemon() {
+    let mut stack = Stack::with_config("[background_fetch]\nsilence_period_msec = 100\n");
+    stack.daemon.run_a_copy();
+    stack.restart_daemon(Signal::INT);
+    let reference = pulled(&stack);
+    let name = start(&stack, &reference);
+    let expected = read_everything(&stack, &name, "before");
+    assert!(expected.lines().count() > 15, "{expected}");
+    eventually("all layers are complete", Duration::from_secs(60), || {
+        stack.daemon.log().matches("a complete layer needs FUSE no longer").count() == 3
+    });
+    stack.daemon.stop(Signal::INT);
+    stack.daemon.remove_copy();
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    assert_eq!(read_everything(&stack, &name, "after"), expected);
+}
