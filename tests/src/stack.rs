@@ -57,11 +57,15 @@ impl Stack {
             &place.join("root"),
         );
         let socket = containerd.socket();
-        // What is here and what is not is what most tests are about; those of the background turn it on.
-        let background =
-            if config.contains("[background_fetch]") { "" } else { "[background_fetch]\ndisable = true\n" };
+        // What is here and what is not is what most tests are about; those of fetching ahead turn it on.
+        let quiet = [("[background_fetch]", "disable = true"), ("[limits]", "read_ahead_bytes = \"0b\"")];
+        let quiet: String = quiet
+            .iter()
+            .filter(|(table, _)| !config.contains(table))
+            .map(|(table, key)| format!("{table}\n{key}\n"))
+            .collect();
         let config =
-            format!("{config}\n{background}[content_store]\ncontainerd_address = \"{}\"\n", socket.display());
+            format!("{config}\n{quiet}[content_store]\ncontainerd_address = \"{}\"\n", socket.display());
         let daemon = Daemon::start(&place, &config);
         Stack { registry, containerd, daemon, namespace, folder: Some(folder) }
     }

@@ -12,6 +12,7 @@
 )]
 
 mod e2e {
+    mod background;
     mod blocked;
     mod credentials;
     mod errors;

@@ -329,7 +329,7 @@ tables! {
         /// Compressed bytes that are fetched ahead of one sequence of reads at most (0b: none).
         read_ahead_bytes "limits.read_ahead_bytes": Size = "16mb";
         /// Compressed bytes on their way ahead of readers while another read waits.
-        ahead_while_waiting_bytes "limits.ahead_while_waiting_bytes": Size = "4mb";
+        ahead_while_waiting_bytes "limits.ahead_while_waiting_bytes": Size = "2mb";
         /// Compressed bytes in memory that are not inflated yet; with so many, no more are taken from the network.
         in_flight_bytes "limits.in_flight_bytes": Size = "16mb";
         /// Bytes of the largest span, compressed or not, that a zTOC may have.

@@ -37,8 +37,8 @@ pub struct StoreOptions {
     pub max_bytes_in_flight: u64,
     /// Adjacent missing spans are fetched in one range of up to this many compressed bytes, or of one span. Default 16 MiB.
     pub max_range: u64,
-    /// Compressed bytes that are on their way ahead of readers while somebody waits for others. More than that, and all of it is left alone until nobody waits; none
-    /// of the background's is on its way then. Default 4 MiB.
+    /// Compressed bytes that are on their way ahead of readers while somebody waits for others, or one span. They are left alone while those come; with more, until nobody waits. None
+    /// of the background's is on its way then. Default 2 MiB.
     pub max_ahead_while_waiting: u64,
     /// Compressed bytes that one sequence of reads is preceded by at most; 0 turns reading ahead off. Default 16 MiB.
     pub max_read_ahead: u64,
@@ -125,7 +125,7 @@ impl StoreOptions {
             max_connections_per_host: 16,
             max_bytes_in_flight: 16 << 20,
             max_range: 16 << 20,
-            max_ahead_while_waiting: 4 << 20,
+            max_ahead_while_waiting: 2 << 20,
             max_read_ahead: 16 << 20,
             fill: FillOptions::default(),
             max_span: 256 << 20,

@@ -17,6 +17,10 @@ use crate::transfer::Transfer;
 
 /// So many times what the link holds is asked for ahead while nobody waits.
 const DEPTH: u64 = 4;
+/// Spans that the background has compared with their checksums at the same time.
+const MAX_RECHECKS: usize = 2;
+/// Hosts that are remembered though nothing is asked of them.
+const MAX_HOSTS: usize = 1024;
 /// Parts that this is asked for in, so that several connections share it.
 const PARTS: u64 = 4;
 
@@ -34,6 +38,8 @@ struct Plan {
 struct Load {
     /// Transfers that somebody waits for.
     reads: usize,
+    /// Whether bytes of one of them are coming.
+    answered: bool,
     /// Whether there is any for the trace or for reading ahead.
     ahead: bool,
     /// Bytes that are still to come.
@@ -59,6 +65,9 @@ impl Inner {
     /// Begins all transfers that may begin now.
     fn dispatch(&mut self, engine: &Arc<Engine>, now: Instant, out: &mut Outbox) {
         self.refresh();
+        if self.hosts.len() > MAX_HOSTS {
+            self.hosts.retain(|_, host| host.busy > 0);
+        }
         let mut wake = None;
         if !self.closed {
             while let Some(plan) = self.plan(&engine.options, now, &mut wake, out) {
@@ -78,7 +87,10 @@ impl Inner {
         for flying in self.flying() {
             load.total = load.total.saturating_add(flying.outstanding());
             match flying.demand {
-                Demand::Read => load.reads = load.reads.saturating_add(1),
+                Demand::Read => {
+                    load.reads = load.reads.saturating_add(1);
+                    load.answered |= flying.answered;
+                }
                 Demand::Trace | Demand::ReadAhead => {
                     load.ahead = true;
                     load.total_ahead = load.total_ahead.saturating_add(flying.outstanding());
@@ -94,8 +106,9 @@ impl Inner {
         let load = self.load();
         let go = match demand {
             Demand::Read => true,
+            // Until the answer to a read begins to come, the link would be idle.
             Demand::Trace | Demand::ReadAhead => {
-                load.reads == 0 || load.total_ahead <= options.max_ahead_while_waiting
+                load.reads == 0 || (!load.answered && load.total_ahead <= options.max_ahead_while_waiting)
             }
             Demand::Fill => load.reads == 0 && !load.ahead,
         };
@@ -202,6 +215,11 @@ impl Inner {
         }
     }
 
+    fn rechecks(&self) -> usize {
+        let all = self.layers.values().flat_map(|wishes| wishes.spans.values());
+        all.filter(|wish| matches!(wish.phase, Phase::Rechecking)).count()
+    }
+
     fn launch(&mut self, engine: &Arc<Engine>, plan: Plan, now: Instant) -> Transfer {
         let Plan { layer, source, host, demand, spans } = plan;
         let id = TransferId(self.number());
@@ -282,6 +300,8 @@ impl Inner {
                     out.complete(layer);
                     continue;
                 }
+                // A few at a time, so that a read's own does not wait behind all of them.
+                Next::Suspect(..) if self.rechecks() >= MAX_RECHECKS => return,
                 Next::Suspect(layer, span) => {
                     let batch = self.number();
                     self.want(&layer, span, Demand::Fill, batch, now, out);

@@ -144,9 +144,15 @@ impl Inner {
                 host.received(got, now);
             }
         }
-        let (done, demand) = (at >= flying.end_byte, flying.demand);
+        let (done, demand, answered) = (at >= flying.end_byte, flying.demand, flying.answered);
         let room = got > 0 && self.has_room_after(got);
-        (if done { Gate::Stop } else { self.gate(demand, options) }, room)
+        let gate = match demand {
+            _ if done => Gate::Stop,
+            // It was asked for so that it begins to come when it may.
+            Demand::Trace | Demand::ReadAhead if !answered => Gate::Go,
+            demand => self.gate(demand, options),
+        };
+        (gate, room)
     }
 
     /// A span that a transfer has not delivered.

@@ -176,10 +176,14 @@ impl Bed {
 
     /// The same after a reboot.
     pub fn reboot(self) -> Self {
+        self.reboot_with(|_| {})
+    }
+
+    pub fn reboot_with(self, change: impl FnOnce(&mut StoreOptions)) -> Self {
         let boot = self.root.path().join("boot");
         let text = std::fs::read_to_string(&boot).unwrap() + "+";
         std::fs::write(boot, text).unwrap();
-        self.restart()
+        self.restart_with(change)
     }
 
     pub fn create(&self, made: &Made) -> Arc<Layer> {

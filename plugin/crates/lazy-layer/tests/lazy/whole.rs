@@ -196,3 +196,25 @@ fn a_full_disk_costs_speed_and_no_bytes() {
     drop((layer, attachment));
     drop(bed);
 }
+
+#[test]
+fn the_background_compares_what_an_unclean_boot_left() {
+    let made = Made::random(57, Shape::Gzip, 40, 32_768);
+    let bed = Bed::new();
+    let (layer, _source, attachment) = bed.lazy(&made);
+    read_all(&layer, &made);
+    layer.read_file(0, u32::MAX, Box::new(|_| {}));
+    drop((layer, attachment));
+    let bed = bed.reboot_with(|options| {
+        options.fill.disable = false;
+        options.fill.silence = Duration::ZERO;
+    });
+    let layer = bed.store.open_layer(&made.key()).unwrap().unwrap();
+    assert_eq!(layer.status().spans_present, 0);
+    layer.expect(&diff_id(&made));
+    let source = Source::new(&made.blob);
+    let _attachment = layer.attach(Arc::clone(&source) as Arc<dyn BlobSource>);
+    assert!(settled(&bed, &layer));
+    let end = made.ztoc.compressed_size;
+    assert!(source.asked.lock().iter().all(|range| range.end == end), "only the end may be fetched anew");
+}

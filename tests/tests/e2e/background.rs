@@ -1,0 +1,54 @@
+//! What nobody reads comes too, and is checked when all of it is here.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use soci_tests::forgery::{publish_forged, replace};
+use soci_tests::rootfs;
+use soci_tests::stack::Stack;
+
+const AHEAD: &str = "[background_fetch]\nsilence_period_msec = 100\n[limits]\nread_ahead_bytes = \"16mb\"\n";
+
+/// The state of the only layer, when it is no longer "incomplete".
+fn settled(stack: &Stack) -> Value {
+    let start = Instant::now();
+    loop {
+        let said = stack.soci(&["image", "status", "--json"]).ok().out;
+        let layers: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(layers.as_array().unwrap().len(), 1, "{layers}");
+        if layers[0]["state"] != "incomplete" {
+            return layers[0].clone();
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{layers}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_layer_completes_and_is_what_the_image_says() {
+    let stack = Stack::with_config(AHEAD);
+    let image = rootfs::small(stack.folder());
+    let (reference, _) = stack.publish(&image, "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let layer = settled(&stack);
+    assert_eq!(layer["state"], "complete", "{layer}");
+    assert_eq!(layer["present"], layer["size"]);
+    let blob = &image.layers[0];
+    let downloaded = stack.registry.downloaded_of(&blob.digest);
+    // The archive's end may be fetched once more, and a byte is, to see where the layer is.
+    assert!(downloaded <= blob.size + 256 * 1024, "{downloaded} of {} bytes", blob.size);
+    stack.soci_run("soci", &[], &reference, &["sha256sum", rootfs::BIG.0]).ok();
+    assert_eq!(stack.registry.downloaded_of(&blob.digest), downloaded, "all was here");
+}
+
+/// One name of the index is not the layer's: the file cannot be read, and when all is here, neither can the others.
+#[test]
+fn a_forged_index_is_found_out() {
+    let stack = Stack::with_config(AHEAD);
+    let change = |ztoc: &mut Vec<u8>| replace(ztoc, b"secret", b"public");
+    let (_, reference, index) = publish_forged(&stack, change);
+    stack.rpull(&["--soci-index-digest", &index], &reference).ok();
+    assert_eq!(settled(&stack)["state"], "refused");
+    assert!(!stack.ctr_run("soci", &[], &reference, &["cat", "/public"]).success);
+    assert!(!stack.ctr_run("soci", &[], &reference, &["true"]).success);
+}
