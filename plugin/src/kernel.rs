@@ -38,6 +38,8 @@ mod tests;
 use errand::Errand;
 pub use probe::ProbeError;
 
+/// The program that this process runs, even if it has been replaced.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Name of the directory beside `fs`.
 const DIRECTORY: &str = "erofs";
 /// How long an unmount waits for an exchange of the backing file that is under way.
@@ -64,6 +66,8 @@ pub struct KernelOptions {
 #[derive(Clone, Debug)]
 pub struct Kernel {
     options: KernelOptions,
+    /// This program, for errands.
+    program: PathBuf,
 }
 
 /// One layer's EROFS mount. Has to be unmounted; dropping it leaves the mount as it is.
@@ -73,6 +77,7 @@ pub struct KernelMount {
     mount_point: PathBuf,
     layer: Arc<Layer>,
     options: KernelOptions,
+    program: PathBuf,
     /// Its bytes come from the local file.
     local: AtomicBool,
     /// Until it is unmounted. Held while the backing file is exchanged, which waits for the reads in flight.
@@ -127,7 +132,13 @@ impl Kernel {
     /// What it lacks.
     pub fn probe(scratch: &Path, options: KernelOptions) -> Result<Kernel, ProbeError> {
         probe::probe(scratch)?;
-        Ok(Kernel { options })
+        Ok(Kernel { options, program: PathBuf::from(THIS_PROGRAM) })
+    }
+
+    /// The same for a process that is not the daemon but has it at hand.
+    #[must_use]
+    pub fn with_program(self, program: PathBuf) -> Kernel {
+        Kernel { program, ..self }
     }
 
     /// Puts EROFS, mounted at `…/erofs`, above a layer that FUSE shows at `…/fs`. One that an earlier process left there, and that works, is gone on
@@ -142,11 +153,12 @@ impl Kernel {
             complete: layer.is_complete(),
             options: self.options,
         };
-        let backing = errand.perform(|| {})?;
+        let backing = errand.perform(&self.program, || {})?;
         Ok(KernelMount {
             mount_point: fuse_at.with_file_name(DIRECTORY),
             layer: Arc::clone(layer),
             options: self.options,
+            program: self.program.clone(),
             local: AtomicBool::new(backing == Some(Backing::Local)),
             mounted: Mutex::new(true),
         })
@@ -186,7 +198,7 @@ impl KernelMount {
 
     fn exchange(&self) -> Result<(), KernelError> {
         let (at, file) = (self.mount_point.clone(), self.layer.path());
-        Errand::Exchange { at, file, options: self.options }.perform(|| {})?;
+        Errand::Exchange { at, file, options: self.options }.perform(&self.program, || {})?;
         self.local.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -202,10 +214,10 @@ impl KernelMount {
     /// [`KernelError`] if the kernel refuses; it is still mounted then.
     pub fn unmount(&self) -> Result<Unmounting, KernelError> {
         let (said, heard) = mpsc::channel();
-        let at = self.mount_point.clone();
+        let (at, program) = (self.mount_point.clone(), self.program.clone());
         let errand = move || {
             // Nobody listens any more if it took long.
-            let ended = Errand::Unmount { at }.perform(|| {
+            let ended = Errand::Unmount { at }.perform(&program, || {
                 let _ = said.send(Unmounted::InUse);
             });
             let _ = said.send(Unmounted::Ended(ended.map(drop)));

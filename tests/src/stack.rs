@@ -213,6 +213,13 @@ impl Stack {
         Process::start("ctr", &mut self.containerd.ctr_command(arguments), &log)
     }
 
+    /// Has containerd collect its garbage, and waits for the end of it.
+    pub fn collect_garbage(&self) {
+        let lease = format!("collect-{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        self.ctr(&["leases", "create", "--id", &lease]).ok();
+        self.ctr(&["leases", "rm", "--sync", &lease]).ok();
+    }
+
     /// The image's root file system, read-only, through a view of its top snapshot that containerd's own client makes.
     pub fn view(&self, snapshotter: &str, image: &Image) -> View<'_> {
         let key = format!("view-{}", COUNTER.fetch_add(1, Ordering::Relaxed));
@@ -220,10 +227,14 @@ impl Stack {
         fs::create_dir(&at).unwrap();
         let target = at.to_str().unwrap();
         let chain = image.chain_id();
+        // `ctr` says nothing of the view's use: a collection that a pull has left to be done would take it away.
+        self.collect_garbage();
         let mount = self
             .ctr(&["snapshot", "--snapshotter", snapshotter, "view", "--target", target, &key, &chain])
             .ok()
             .out;
+        self.ctr(&["snapshot", "--snapshotter", snapshotter, "label", &key, "containerd.io/gc.root=view"])
+            .ok();
         let view = View { stack: self, snapshotter: snapshotter.to_owned(), key, at };
         run("sh", &["-ec", &mount]);
         view

@@ -117,8 +117,12 @@ fn lock(mount_point: &Path) -> Option<File> {
 // === impl Errand ===
 
 impl Errand {
-    /// Does it, waiting for its end; `in_use` hears that somebody uses what is to be unmounted.
-    pub(super) fn perform(&self, mut in_use: impl FnMut()) -> Result<Option<Backing>, KernelError> {
+    /// Has `program` do it, waiting for its end; `in_use` hears that somebody uses what is to be unmounted.
+    pub(super) fn perform(
+        &self,
+        program: &Path,
+        mut in_use: impl FnMut(),
+    ) -> Result<Option<Backing>, KernelError> {
         let mut last = None;
         let mut heard = |said| match said {
             Said::InUse => in_use(),
@@ -131,15 +135,15 @@ impl Errand {
                 Ok(())
             })
         } else {
-            self.send(&mut heard)
+            self.send(program, &mut heard)
         };
         done.map_err(|error| self.lost(error))?;
         self.outcome(last)
     }
 
     /// Has another process do it.
-    fn send(&self, heard: &mut dyn FnMut(Said)) -> io::Result<()> {
-        let mut command = Command::new("/proc/self/exe");
+    fn send(&self, program: &Path, heard: &mut dyn FnMut(Said)) -> io::Result<()> {
+        let mut command = Command::new(program);
         command.arg(COMMAND).args(self.arguments()).current_dir("/").env_clear();
         // Keeps `allocator::settle` from starting it once more.
         command.env("MALLOC_ARENA_MAX", "1");

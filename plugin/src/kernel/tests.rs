@@ -71,7 +71,7 @@ fn readers_go_on_when_fuse_has_gone() {
     let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
     let fuse = FuseMount::mount(Arc::clone(&layer), &at, options, |_| Hold::none()).unwrap();
     let options = KernelOptions { read_ahead_kib: 128, local_read_ahead_kib: 512 };
-    let mount = Kernel { options }.attach(&layer, &at).unwrap();
+    let mount = Kernel { options, program: THIS_PROGRAM.into() }.attach(&layer, &at).unwrap();
 
     let mut early = File::open(mount.mount_point().join("usr/lib/rand")).unwrap();
     let before = contents(mount.mount_point());

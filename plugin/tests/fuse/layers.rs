@@ -174,7 +174,8 @@ impl Fixture {
 /// The front end above FUSE, which this machine has to have.
 pub fn kernel(scratch: &Path) -> Kernel {
     let options = KernelOptions { read_ahead_kib: 1024, local_read_ahead_kib: 512 };
-    Kernel::probe(scratch, options).unwrap()
+    let program = env!("CARGO_BIN_EXE_soci-snapshotter-grpc").into();
+    Kernel::probe(scratch, options).unwrap().with_program(program)
 }
 
 /// A layer as a container's lower directory. It does not outlive its test.
