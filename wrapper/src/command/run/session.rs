@@ -239,7 +239,8 @@ impl<'a> Session<'a> {
         }
         let mut copies = streams.copy().map_err(io("cannot start a thread"))?;
         copies.task_is_there();
-        or_end(&mut self.signals, task.start()).await??;
+        // The process may run before we hear of it: a signal that comes meanwhile is for it, and waits for `attend`.
+        task.start().await?;
         self.started = true;
         let status = task.attend(copies, &mut self.signals, args.tty).await?;
         drop(raw);
