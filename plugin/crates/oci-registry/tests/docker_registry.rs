@@ -2,13 +2,16 @@
 //! `htpasswd` (apache2-utils) and `openssl`; without them it fails.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::expect_used, reason = "tests")]
 
-use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+#[path = "toy/range.rs"]
+mod range;
+
+use futures_util::StreamExt as _;
 use oci_registry::{
-    Client, ClientOptions, Credentials, HostOptions, PushOutcome, Reference, RegistryError, Repository,
+    Client, ClientOptions, Credentials, HostOptions, PushOutcome, Reference, RegistryError,
     StaticCredentials, UploadBody,
 };
-use oci_spec::image::{Descriptor, Digest, MediaType};
+use oci_spec::image::{Descriptor, MediaType};
+use range::range;
 use soci_index::{ARTIFACT_TYPE_V1, IndexBuilder};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -164,27 +167,6 @@ async fn round_trip(client: &Client, registry: &Registry) {
         read += chunk.unwrap().len();
     }
     assert_eq!(read, layer.len());
-}
-
-/// A range as a whole, with the patience of a caller: a passing failure is tried again three times.
-async fn range(
-    client: &Client,
-    repository: &Repository,
-    digest: &Digest,
-    range: std::ops::Range<u64>,
-) -> Result<Bytes, RegistryError> {
-    let mut left = 3;
-    loop {
-        let got = async {
-            let pieces: Vec<Bytes> =
-                client.blob_range(repository, digest, range.clone()).await?.try_collect().await?;
-            Ok(Bytes::from(pieces.concat()))
-        };
-        match got.await {
-            Err(error) if RegistryError::is_transient(&error) && left > 0 => left -= 1,
-            got => return got,
-        }
-    }
 }
 
 #[tokio::test]

@@ -2,16 +2,17 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::expect_used, reason = "tests")]
 #![allow(dead_code, unreachable_pub, reason = "the toy registry is shared")]
 
+#[path = "toy/range.rs"]
+mod range;
 #[path = "toy/server.rs"]
 mod toy;
 
-use bytes::Bytes;
-use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
 use oci_registry::{
     Client, ClientOptions, CredentialSource, Credentials, HostOptions, RegistryError, Repository,
 };
-use oci_spec::image::{Descriptor, Digest};
+use oci_spec::image::Descriptor;
+use range::range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,27 +90,6 @@ fn client(folder: &Path, credentials: Vec<(String, Credentials)>) -> Client {
 
 fn repository() -> Repository {
     Repository::new(DOMAIN, "repo").unwrap()
-}
-
-/// A range as a whole, with the patience of a caller: a passing failure is tried again three times.
-async fn range(
-    client: &Client,
-    repository: &Repository,
-    digest: &Digest,
-    range: std::ops::Range<u64>,
-) -> Result<Bytes, RegistryError> {
-    let mut left = 3;
-    loop {
-        let got = async {
-            let pieces: Vec<Bytes> =
-                client.blob_range(repository, digest, range.clone()).await?.try_collect().await?;
-            Ok(Bytes::from(pieces.concat()))
-        };
-        match got.await {
-            Err(error) if RegistryError::is_transient(&error) && left > 0 => left -= 1,
-            got => return got,
-        }
-    }
 }
 
 #[tokio::test]

@@ -2,16 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::expect_used, reason = "tests")]
 #![allow(dead_code, unreachable_pub, reason = "the toy registry is shared")]
 
+#[path = "toy/range.rs"]
+mod range;
 #[path = "toy/server.rs"]
 mod toy;
 
-use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use oci_registry::platform::Platform;
 use oci_registry::{
     Client, ClientOptions, Credentials, HostOptions, Reference, RegistryError, Repository, StaticCredentials,
 };
-use oci_spec::image::{Descriptor, Digest, MediaType};
+use oci_spec::image::{Descriptor, MediaType};
+use range::range;
 use std::sync::Arc;
 use std::time::Duration;
 use toy::{Auth, Fault, Toy};
@@ -64,27 +66,6 @@ async fn collect(
 
 fn bearer(uses: usize) -> Auth {
     Auth::Bearer { user: Some("u:p".to_owned()), identity_token: None, uses }
-}
-
-/// A range as a whole, with the patience of a caller: a passing failure is tried again three times.
-async fn range(
-    client: &Client,
-    repository: &Repository,
-    digest: &Digest,
-    range: std::ops::Range<u64>,
-) -> Result<Bytes, RegistryError> {
-    let mut left = 3;
-    loop {
-        let got = async {
-            let pieces: Vec<Bytes> =
-                client.blob_range(repository, digest, range.clone()).await?.try_collect().await?;
-            Ok(Bytes::from(pieces.concat()))
-        };
-        match got.await {
-            Err(error) if RegistryError::is_transient(&error) && left > 0 => left -= 1,
-            got => return got,
-        }
-    }
 }
 
 #[tokio::test]
