@@ -27,6 +27,8 @@ const REJOIN: Duration = Duration::from_secs(15);
 const ABSENCE: Duration = Duration::from_secs(3);
 /// Pause before it is asked again.
 const REJOIN_PAUSE: Duration = Duration::from_millis(300);
+/// While containerd is restarted under a container that runs, it is asked again, this often and so many times.
+const RECONNECT: (Duration, u32) = (Duration::from_secs(1), 60);
 
 /// A handle on containerd; connects with the first call.
 pub(crate) fn containerd(
@@ -54,6 +56,24 @@ pub(crate) fn daemon_at(address: &Path) -> Result<DaemonClient<Channel>, Error> 
     let client = DaemonClient::new(connect(address, CONNECT_TIMEOUT)?);
     // The status of many layers is long.
     Ok(client.max_decoding_message_size(MAX_MESSAGE_SIZE))
+}
+
+/// Repeats a call while containerd itself is not there. The answer to an earlier try may be lost: `call` has to bear being made twice.
+pub(crate) async fn over_restarts<T>(
+    mut call: impl AsyncFnMut() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let (pause, attempts) = RECONNECT;
+    let mut failures = 0_u32;
+    loop {
+        match call().await {
+            Err(error @ StoreError::Unavailable { .. }) if failures < attempts => {
+                failures = failures.saturating_add(1);
+                tracing::debug!(%error, "containerd does not answer, asking again");
+                tokio::time::sleep(pause).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// Repeats a call that containerd passes on to the snapshotter while containerd cannot reach it, although it listens: it was restarted a

@@ -1,19 +1,20 @@
 //! The running process of a container, and what surrounds it here: streams, terminal, signals.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    CloseIoRequest, CreateTaskRequest, DeleteTaskRequest, KillRequest, ResizePtyRequest, StartRequest,
-    WaitRequest,
+    CloseIoRequest, CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest, ResizePtyRequest,
+    StartRequest, WaitRequest,
 };
 use containerd_client::types::Mount;
+use containerd_client::types::v1::Status;
 use prost_types::Any;
 use soci_store::{Containerd, StoreError};
 
 use self::signals::{Signal, Signals};
 use self::streams::{Copies, Streams};
 use self::terminal::Size;
+use crate::connection::over_restarts;
 
 pub(crate) mod options;
 pub(crate) mod signals;
@@ -25,9 +26,6 @@ const START_DEADLINE: Duration = Duration::from_secs(330);
 
 /// After so many requests to end, the container is killed.
 const PATIENCE: u32 = 3;
-
-/// While containerd is restarted we ask it again, this often and so many times.
-const RECONNECT: (Duration, u32) = (Duration::from_secs(1), 60);
 
 /// What a process left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,37 +85,48 @@ impl Task {
         self.pid
     }
 
-    /// Lets the process run.
+    /// Lets the process run; over a restart of containerd, whose answer may be lost although the process runs.
     pub(crate) async fn start(&self) -> Result<(), StoreError> {
+        let mut asked = false;
+        over_restarts(async || {
+            let again = std::mem::replace(&mut asked, true);
+            if again && !self.waits_for_its_start().await? {
+                return Ok(());
+            }
+            let request = self
+                .containerd
+                .request(StartRequest { container_id: self.id.clone(), exec_id: String::new() });
+            let mut client = self.containerd.tasks_client();
+            match self.containerd.call("start task", &self.id, client.start(request)).await {
+                Err(StoreError::Refused { message, .. }) if again && was_started(&message) => Ok(()),
+                answer => answer.map(drop),
+            }
+        })
+        .await
+    }
+
+    /// Whether the task is made, and its process has not been let run.
+    async fn waits_for_its_start(&self) -> Result<bool, StoreError> {
         let request =
-            self.containerd.request(StartRequest { container_id: self.id.clone(), exec_id: String::new() });
+            self.containerd.request(GetRequest { container_id: self.id.clone(), exec_id: String::new() });
         let mut client = self.containerd.tasks_client();
-        self.containerd.call("start task", &self.id, client.start(request)).await.map(drop)
+        let task = self.containerd.call("look up task", &self.id, client.get(request)).await?;
+        Ok(task.process.is_some_and(|process| process.status() == Status::Created))
     }
 
     /// Waits for the process, however long it takes, and over a restart of containerd.
     async fn wait(&self) -> Result<ExitStatus, StoreError> {
-        let (pause, attempts) = RECONNECT;
-        let mut failures = 0_u32;
-        loop {
+        over_restarts(async || {
             let request = self
                 .containerd
                 .request(WaitRequest { container_id: self.id.clone(), exec_id: String::new() });
             let mut client = self.containerd.tasks_client();
-            let status = match client.wait(request).await {
-                Ok(response) => return Ok(ExitStatus(response.into_inner().exit_status)),
-                Err(status) => status,
-            };
-            // A status with a source is not containerd's word but the connection's.
-            let lost = status.source().is_some();
-            let error = StoreError::from_status("wait for task", self.id.as_str(), &status);
-            failures = failures.saturating_add(1);
-            if !(lost || error.is_transient()) || failures > attempts {
-                return Err(error);
+            match client.wait(request).await {
+                Ok(response) => Ok(ExitStatus(response.into_inner().exit_status)),
+                Err(status) => Err(StoreError::from_status("wait for task", self.id.as_str(), &status)),
             }
-            tracing::debug!(%error, "containerd does not answer, asking again");
-            tokio::time::sleep(pause).await;
-        }
+        })
+        .await
     }
 
     /// Sends a signal to the process; one that has ended already is no error.
@@ -158,9 +167,13 @@ impl Task {
 
     /// Deletes the task of a process that has ended; one that is gone is no error.
     pub(crate) async fn delete(&self) -> Result<(), StoreError> {
-        let request = self.containerd.request(DeleteTaskRequest { container_id: self.id.clone() });
-        let mut client = self.containerd.tasks_client();
-        match self.containerd.call("delete task", &self.id, client.delete(request)).await {
+        let request = DeleteTaskRequest { container_id: self.id.clone() };
+        let deleted = over_restarts(async || {
+            let request = self.containerd.request(request.clone());
+            let mut client = self.containerd.tasks_client();
+            self.containerd.call("delete task", &self.id, client.delete(request)).await
+        });
+        match deleted.await {
             Err(error) if error.is_not_found() => Ok(()),
             other => other.map(drop),
         }
@@ -226,6 +239,11 @@ impl Task {
             tracing::debug!(%error, "terminal not resized");
         }
     }
+}
+
+/// What runc says of a process that was let run before. A shim whose start was cut off half-way does not know it itself.
+fn was_started(message: &str) -> bool {
+    message.contains("already running container") || message.contains("container that has stopped")
 }
 
 #[cfg(test)]

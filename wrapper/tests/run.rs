@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -192,17 +192,24 @@ fn a_container_outlives_containerd_and_detached_runs_their_starter() {
     let mut parts = Parts::start();
     let log = parts.folder.path().join("log");
     let script = "echo ready; sleep 4; echo survived; exit 4";
+    // The process runs, and containerd has not said so yet.
+    let runc = parts.folder.path().join("slow-runc");
+    fs::write(&runc, "#!/bin/sh\nrunc \"$@\" || exit\ncase \" $* \" in *' start '*) sleep 2 ;; esac\n")
+        .unwrap();
+    fs::set_permissions(&runc, fs::Permissions::from_mode(0o755)).unwrap();
+    let runc = runc.to_str().unwrap();
     let mut run = Process::start(
         "soci run",
-        &mut parts.command(&["run", "--rm", NAME, "long", "sh", "-c", script]),
+        &mut parts.command(&["run", "--rm", "--runc-binary", runc, NAME, "long", "sh", "-c", script]),
         &log,
     );
     run.wait_until("it runs", Duration::from_secs(30), || {
         fs::read_to_string(&log).unwrap().contains("ready")
     });
     parts.containerd.restart(Signal::TERM);
-    assert_eq!(run.wait(Duration::from_secs(30)).unwrap().code(), Some(4));
-    assert!(fs::read_to_string(&log).unwrap().contains("survived"));
+    let code = run.wait(Duration::from_secs(30)).unwrap().code();
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(code == Some(4) && said.contains("survived"), "{code:?}: {said}");
 
     let pid_file = parts.folder.path().join("pid");
     parts

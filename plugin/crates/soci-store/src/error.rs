@@ -121,6 +121,10 @@ impl StoreError {
             Code::NotFound => StoreError::NotFound { operation, subject },
             Code::AlreadyExists => StoreError::AlreadyExists { operation, subject },
             Code::Unavailable => StoreError::Unavailable { operation, subject, message: with_cause(status) },
+            // A status with a source is not containerd's word but the connection's: it broke while containerd was answering.
+            _ if std::error::Error::source(status).is_some() => {
+                StoreError::Unavailable { operation, subject, message: with_cause(status) }
+            }
             code => StoreError::Refused { operation, subject, code, message },
         }
     }
