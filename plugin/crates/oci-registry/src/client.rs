@@ -2,6 +2,7 @@
 
 mod attempts;
 mod blob;
+mod bounds;
 mod manifest;
 mod push;
 mod range;
@@ -17,6 +18,7 @@ use crate::platform::Platform;
 use crate::reference::{Reference, Repository};
 use crate::token::Tokens;
 use crate::upload::{BlobUpload, PushOutcome};
+pub use bounds::Bounds;
 use bytes::Bytes;
 use oci_spec::image::{Descriptor, Digest};
 use redirects::Redirects;
@@ -50,6 +52,8 @@ pub struct ClientOptions {
     pub min_backoff: Duration,
     /// The longest wait before a retry, also where the registry asks for a longer one.
     pub max_backoff: Duration,
+    /// What is remembered.
+    pub bounds: Bounds,
     /// Scheme, TLS and mirrors.
     pub hosts: HostOptions,
     /// Credentials.
@@ -111,6 +115,7 @@ impl Default for ClientOptions {
             retries: 5,
             min_backoff: Duration::from_millis(200),
             max_backoff: Duration::from_secs(10),
+            bounds: Bounds::default(),
             hosts: HostOptions::default(),
             credentials: Arc::new(NoCredentials),
         }
@@ -136,11 +141,11 @@ impl Client {
     /// Where a certificate file cannot be used.
     pub fn new(options: ClientOptions) -> Result<Self, ClientError> {
         let options = Arc::new(options);
-        let transport = Transport::new(&options.hosts, &options.user_agent, options.connect_timeout)?;
-        let transport = Arc::new(transport);
+        let transport = Arc::new(Transport::new(&options, &options.hosts, options.connect_timeout)?);
         let endpoints = Endpoints::new(options.clone(), transport);
         let tokens = Tokens::new(options.clone());
-        Ok(Self { inner: Arc::new(Inner { options, endpoints, tokens, redirects: Redirects::default() }) })
+        let redirects = Redirects::new(options.bounds);
+        Ok(Self { inner: Arc::new(Inner { options, endpoints, tokens, redirects }) })
     }
 
     /// What a reference names now: media type, digest, size. Nothing is downloaded where the registry tells.

@@ -22,7 +22,9 @@ mod token;
 mod upload;
 
 pub use body::{BlobStream, RangeStream};
-pub use client::{Client, ClientOptions, FetchedManifest, MAX_MANIFEST_SIZE, PushedManifest, ResolvedImage};
+pub use client::{
+    Bounds, Client, ClientOptions, FetchedManifest, MAX_MANIFEST_SIZE, PushedManifest, ResolvedImage,
+};
 pub use credentials::{Chain, CredentialSource, Credentials, DockerConfig, NoCredentials, StaticCredentials};
 pub use error::{ClientError, RegistryError};
 pub use host::{HostOptions, MirrorHost, RequestTimeout};

@@ -20,8 +20,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Most slots that are kept; past that, the oldest are dropped and got anew when needed.
-const MAX_SLOTS: usize = 1024;
 /// Largest answer of a token server that is read, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 /// How long a token is good for, where the token server does not say (distribution's token specification).
@@ -169,7 +167,7 @@ impl Tokens {
             transient: true,
         };
         let renewal = task.map(move |joined| joined.unwrap_or_else(|_| Err(ended()))).boxed().shared();
-        if slots.slots.len() >= MAX_SLOTS {
+        if slots.slots.len() >= self.fetcher.options.bounds.tokens {
             let oldest = slots.slots.iter().filter_map(|(key, slot)| match &slot.state {
                 State::Ready(found) => Some((found.generation, key.clone())),
                 State::Pending { .. } => None,

@@ -28,8 +28,9 @@ use crate::lease::{Lease, Leases};
 /// Largest message in either direction, bytes: containerd's own limit (tonic's default is 4 MiB).
 pub const MAX_MESSAGE_SIZE: usize = 16 << 20;
 
-/// Default deadline of a call that does no bulk work.
+/// Defaults of [`Containerd::with_deadline`] and [`Containerd::with_patience`].
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 const NAMESPACE_HEADER: &str = "containerd-namespace";
 const LEASE_HEADER: &str = "containerd-lease";
@@ -80,6 +81,7 @@ pub struct Containerd {
     namespace: Namespace,
     lease: Option<String>,
     deadline: Duration,
+    patience: Duration,
 }
 
 macro_rules! client {
@@ -98,7 +100,7 @@ impl Containerd {
     /// A handle on what [`crate::connect`] gave, for one namespace.
     #[must_use]
     pub fn new(channel: Channel, namespace: Namespace) -> Containerd {
-        Containerd { channel, namespace, lease: None, deadline: CALL_DEADLINE }
+        Containerd { channel, namespace, lease: None, deadline: CALL_DEADLINE, patience: PATIENCE }
     }
 
     /// The same containerd, another namespace, no lease.
@@ -119,6 +121,12 @@ impl Containerd {
         Containerd { deadline, ..self.clone() }
     }
 
+    /// The same, with another limit to the time that somebody else's ingest of a blob is waited for (default 10 min).
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Containerd {
+        Containerd { patience, ..self.clone() }
+    }
+
     /// The namespace that requests name.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
@@ -135,6 +143,10 @@ impl Containerd {
     #[must_use]
     pub fn deadline(&self) -> Duration {
         self.deadline
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Content store.

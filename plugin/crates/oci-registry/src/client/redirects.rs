@@ -1,6 +1,7 @@
 //! Where blobs really are: the endpoint that has them, and the final URL of its redirects, so that a ranged read is one
 //! request and not two or more.
 
+use super::Bounds;
 use crate::host::Endpoint;
 use crate::reference::Repository;
 use oci_spec::image::Digest;
@@ -9,18 +10,14 @@ use reqwest::Url;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Most places that are kept; past that, those kept longest go.
-const MAX_URLS: usize = 4096;
-/// For how long a blob is looked for where it was found, before endpoints that come earlier are asked again: a mirror may
-/// have got it in the meantime.
-const PREFERENCE: Duration = Duration::from_secs(300);
+use std::time::Instant;
 
 pub(crate) type Key = (Repository, Digest);
 
-#[derive(Default)]
-pub(crate) struct Redirects(Mutex<Kept>);
+pub(crate) struct Redirects {
+    bounds: Bounds,
+    kept: Mutex<Kept>,
+}
 
 #[derive(Default)]
 struct Kept {
@@ -37,32 +34,37 @@ struct Place {
 }
 
 impl Redirects {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self { bounds, kept: Mutex::default() }
+    }
+
     /// The endpoint that has the blob, as far as is known.
     pub(crate) fn endpoint(&self, key: &Key) -> Option<Arc<Endpoint>> {
-        let kept = self.0.lock();
-        let place = kept.places.get(key).filter(|place| place.since.elapsed() < PREFERENCE)?;
+        let kept = self.kept.lock();
+        let place =
+            kept.places.get(key).filter(|place| place.since.elapsed() < self.bounds.place_lifetime)?;
         Some(place.endpoint.clone())
     }
 
     /// Where this endpoint's redirects end.
     pub(crate) fn get(&self, key: &Key, endpoint: &Endpoint) -> Option<Url> {
-        let kept = self.0.lock();
+        let kept = self.kept.lock();
         let place = kept.places.get(key).filter(|place| *place.endpoint == *endpoint)?;
         place.url.clone()
     }
 
     pub(crate) fn put(&self, key: Key, endpoint: Arc<Endpoint>, url: Option<Url>) {
-        let mut kept = self.0.lock();
+        let mut kept = self.kept.lock();
         let now = Instant::now();
         if let Some(place) = kept.places.get_mut(&key) {
-            let is_new = *place.endpoint != *endpoint || place.since.elapsed() >= PREFERENCE;
+            let is_new = *place.endpoint != *endpoint || place.since.elapsed() >= self.bounds.place_lifetime;
             let since = if is_new { now } else { place.since };
             *place = Place { endpoint, url, since };
             return;
         }
         kept.places.insert(key.clone(), Place { endpoint, url, since: now });
         kept.order.push_back(key);
-        if kept.order.len() > MAX_URLS
+        if kept.order.len() > self.bounds.places
             && let Some(oldest) = kept.order.pop_front()
         {
             kept.places.remove(&oldest);
@@ -71,7 +73,7 @@ impl Redirects {
 
     /// Forgets a URL that stopped working, unless there is a newer one already.
     pub(crate) fn forget(&self, key: &Key, stale: &Url) {
-        let mut kept = self.0.lock();
+        let mut kept = self.kept.lock();
         if kept.places.get(key).is_some_and(|place| place.url.as_ref() == Some(stale)) {
             kept.places.remove(key);
             kept.order.retain(|other| other != key);
@@ -82,7 +84,7 @@ impl Redirects {
 impl fmt::Debug for Redirects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the URLs: signatures in them are as good as passwords.
-        write!(f, "Redirects({})", self.0.lock().places.len())
+        write!(f, "Redirects({})", self.kept.lock().places.len())
     }
 }
 
@@ -105,9 +107,10 @@ mod tests {
 
     #[test]
     fn keeps_forgets_and_is_bounded() {
-        let redirects = Redirects::default();
+        let bounds = Bounds { places: 5, ..Bounds::default() };
+        let redirects = Redirects::new(bounds);
         let (here, there) = (endpoint(), endpoint());
-        for number in 0..=MAX_URLS {
+        for number in 0..=bounds.places {
             redirects.put(key(number), here.clone(), Some(url(number)));
         }
         assert_eq!(redirects.get(&key(0), &here), None);
@@ -122,7 +125,7 @@ mod tests {
         assert_eq!(redirects.get(&key(2), &here), None);
         assert!(redirects.endpoint(&key(2)).is_some_and(|endpoint| endpoint == there));
         assert!(!format!("{redirects:?}").contains("hunter2"));
-        let kept = redirects.0.lock();
+        let kept = redirects.kept.lock();
         assert_eq!(kept.places.len(), kept.order.len());
     }
 }

@@ -16,7 +16,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pages of a list that are read.
+/// Pages of a list that are read: a server may always name another.
 const MAX_PAGES: usize = 16;
 /// How often the fallback tag is written before another writer is allowed to win.
 const MAX_WRITES: usize = 5;

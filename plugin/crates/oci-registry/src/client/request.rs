@@ -14,9 +14,9 @@ use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Redirects that are followed for one request.
+/// Redirects that are followed for one request: servers may send in circles.
 const MAX_REDIRECTS: usize = 5;
-/// How often one request may be refused for want of authorisation, and sent again with a new one.
+/// How often one request may be refused for want of authorisation, and sent again with a new one: a server may take none.
 const MAX_RENEWALS: usize = 2;
 /// What is read of the body of an error, in bytes.
 const MAX_ERROR_BODY: usize = 8 << 10;

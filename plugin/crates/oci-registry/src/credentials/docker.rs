@@ -6,14 +6,18 @@ use futures_util::future::BoxFuture;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long a credential helper may take. Some ask a cloud's API.
-const HELPER_DEADLINE: Duration = Duration::from_secs(30);
-
 /// `config.json` of Docker: in `$DOCKER_CONFIG`, else in `~/.docker`, or in a folder of its own. Read on every question,
 /// since logins change it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DockerConfig {
     folder: Option<PathBuf>,
+    patience: Duration,
+}
+
+impl Default for DockerConfig {
+    fn default() -> Self {
+        Self { folder: None, patience: Duration::from_secs(30) }
+    }
 }
 
 impl DockerConfig {
@@ -24,7 +28,13 @@ impl DockerConfig {
 
     /// The `config.json` in `folder`.
     pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: Some(folder.into()) }
+        Self { folder: Some(folder.into()), ..Self::default() }
+    }
+
+    /// The same, with another limit to the time that a credential helper may take (default 30 s): some ask a cloud's API.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     fn path(&self) -> Option<PathBuf> {
@@ -46,9 +56,10 @@ impl CredentialSource for DockerConfig {
             "registry-1.docker.io" | "docker.io" => "https://index.docker.io/v1/".to_owned(),
             other => other.to_owned(),
         };
+        let patience = self.patience;
         Box::pin(async move {
             let asked = tokio::task::spawn_blocking(move || ask(&path, &server));
-            match tokio::time::timeout(HELPER_DEADLINE, asked).await {
+            match tokio::time::timeout(patience, asked).await {
                 Ok(Ok(found)) => found,
                 Ok(Err(_)) => None,
                 Err(_) => {

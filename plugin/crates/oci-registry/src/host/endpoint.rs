@@ -11,9 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// For how long an endpoint that could not be reached comes after the others. It is never left out.
-const DEMOTION: Duration = Duration::from_secs(30);
-
 /// An endpoint. Two are equal where they come from the same reading of the configuration: tokens and locations that were
 /// got under an older one are not used under a newer.
 #[derive(Debug)]
@@ -31,7 +28,10 @@ pub(crate) struct Endpoint {
     pub(crate) transport: Arc<Transport>,
     /// For a whole request, its body included.
     pub(crate) request_timeout: Option<Duration>,
-    unreachable_since: Mutex<Option<Instant>>,
+    /// For how long it comes after the others when it could not be reached. It is never left out.
+    demotion: Duration,
+    /// It could not be reached: until then it comes after the others.
+    demoted_until: Mutex<Option<Instant>>,
     contact: Contact,
     referrers_api: AtomicBool,
 }
@@ -60,12 +60,22 @@ pub(crate) struct EndpointParts {
     pub(crate) namespace: Option<String>,
     pub(crate) transport: Arc<Transport>,
     pub(crate) request_timeout: Option<Duration>,
+    pub(crate) demotion: Duration,
 }
 
 impl Endpoint {
     pub(crate) fn new(parts: EndpointParts) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let EndpointParts { base, host, capabilities, header, namespace, transport, request_timeout } = parts;
+        let EndpointParts {
+            base,
+            host,
+            capabilities,
+            header,
+            namespace,
+            transport,
+            request_timeout,
+            demotion,
+        } = parts;
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             base,
@@ -75,7 +85,8 @@ impl Endpoint {
             namespace,
             transport,
             request_timeout,
-            unreachable_since: Mutex::default(),
+            demotion,
+            demoted_until: Mutex::default(),
             contact: Contact { made: AtomicBool::new(false), turn: Semaphore::new(1) },
             referrers_api: AtomicBool::new(false),
         }
@@ -105,7 +116,8 @@ impl Endpoint {
     pub(crate) fn of_tests(base: &str) -> Self {
         let base = Url::parse(base).unwrap();
         let options = super::HostOptions { skip_verify: true, ..super::HostOptions::default() };
-        let transport = Arc::new(Transport::new(&options, "test", DEMOTION).unwrap());
+        let client = crate::ClientOptions::default();
+        let transport = Arc::new(Transport::new(&client, &options, client.connect_timeout).unwrap());
         let (host, header) = (crate::token::host_of(&base), HeaderMap::new());
         let capabilities = Capabilities::ALL;
         Self::new(EndpointParts {
@@ -116,6 +128,7 @@ impl Endpoint {
             namespace: None,
             transport,
             request_timeout: None,
+            demotion: client.bounds.demotion,
         })
     }
 
@@ -125,11 +138,11 @@ impl Endpoint {
     }
 
     pub(crate) fn note_unreachable(&self) {
-        *self.unreachable_since.lock() = Some(Instant::now());
+        *self.demoted_until.lock() = Some(Instant::now() + self.demotion);
     }
 
     pub(crate) fn is_demoted(&self) -> bool {
-        self.unreachable_since.lock().is_some_and(|at| at.elapsed() < DEMOTION)
+        self.demoted_until.lock().is_some_and(|until| Instant::now() < until)
     }
 }
 

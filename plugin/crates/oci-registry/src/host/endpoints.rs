@@ -12,12 +12,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// How long a folder of hosts is not looked at again.
-const FRESH: Duration = Duration::from_secs(10);
-/// Registries that are known at a time; past that, all are read again.
-const MAX_DOMAINS: usize = 256;
+use std::time::Instant;
 
 type List = Arc<[Arc<Endpoint>]>;
 
@@ -48,9 +43,10 @@ impl Endpoints {
     /// Where to ask for a repository, in order; never empty.
     pub(crate) async fn of(&self, repository: &Repository) -> Result<List, ClientError> {
         let domain = repository.domain();
-        let is_static = self.loader.options.hosts.hosts_dir.is_empty();
+        let options = &self.loader.options;
+        let (is_static, lifetime) = (options.hosts.hosts_dir.is_empty(), options.bounds.hosts_lifetime);
         let known = match self.known.lock().get(domain) {
-            Some(known) if is_static || known.checked.elapsed() < FRESH => return Ok(known.list.clone()),
+            Some(known) if is_static || known.checked.elapsed() < lifetime => return Ok(known.list.clone()),
             Some(known) => Some((known.fingerprint.clone(), known.list.clone())),
             None => None,
         };
@@ -86,7 +82,7 @@ impl Endpoints {
             known.checked = checked;
             return known.list.clone();
         }
-        if all.len() >= MAX_DOMAINS {
+        if all.len() >= self.loader.options.bounds.registries {
             all.clear();
         }
         all.insert(domain.to_owned(), Known { checked, fingerprint, list: list.clone() });
@@ -140,7 +136,7 @@ impl Loader {
         hosts.client_cert = entry.client.into_iter().next().or(hosts.client_cert);
         let transport = if is_special {
             let connect_timeout = entry.dial_timeout.unwrap_or(options.connect_timeout);
-            Arc::new(Transport::new(&hosts, &options.user_agent, connect_timeout)?)
+            Arc::new(Transport::new(options, &hosts, connect_timeout)?)
         } else {
             self.transport.clone()
         };
@@ -159,7 +155,17 @@ impl Loader {
             None => options.request_timeout,
         };
         let (capabilities, header) = (entry.capabilities, entry.header);
-        let parts = EndpointParts { base, host, capabilities, header, namespace, transport, request_timeout };
+        let demotion = options.bounds.demotion;
+        let parts = EndpointParts {
+            base,
+            host,
+            capabilities,
+            header,
+            namespace,
+            transport,
+            request_timeout,
+            demotion,
+        };
         Ok(Endpoint::new(parts))
     }
 }

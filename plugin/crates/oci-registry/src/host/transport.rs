@@ -1,6 +1,7 @@
 //! The HTTP clients for an endpoint.
 
 use super::{HostOptions, is_loopback, tls};
+use crate::client::ClientOptions;
 use crate::error::ClientError;
 use reqwest::Url;
 use std::time::Duration;
@@ -23,27 +24,28 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Reads certificates, so blocks for some milliseconds.
+    /// For `hosts`, which may be others than those of `client`. Reads certificates, so blocks for some milliseconds.
     pub(crate) fn new(
-        options: &HostOptions,
-        user_agent: &str,
+        client: &ClientOptions,
+        hosts: &HostOptions,
         connect_timeout: Duration,
     ) -> Result<Self, ClientError> {
-        let roots = tls::roots(options)?;
-        let identity = tls::identity(options)?;
-        let with_identity = tls::config(options, roots.clone(), identity)?;
-        let without = tls::config(options, roots, None)?;
+        let bounds = client.bounds;
+        let roots = tls::roots(hosts)?;
+        let identity = tls::identity(hosts)?;
+        let with_identity = tls::config(hosts, roots.clone(), identity)?;
+        let without = tls::config(hosts, roots, None)?;
         let builder = |tls: rustls::ClientConfig| {
             let builder = reqwest::Client::builder();
-            let builder = if options.http1_only { builder.http1_only() } else { builder };
+            let builder = if hosts.http1_only { builder.http1_only() } else { builder };
             builder
                 .tls_backend_preconfigured(tls)
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
-                .user_agent(user_agent)
+                .user_agent(&client.user_agent)
                 .connect_timeout(connect_timeout)
-                .pool_idle_timeout(Duration::from_secs(60))
-                .pool_max_idle_per_host(32)
+                .pool_idle_timeout(bounds.idle_connection_lifetime)
+                .pool_max_idle_per_host(bounds.idle_connections)
                 .tcp_keepalive(Duration::from_secs(30))
                 .tcp_nodelay(true)
                 .referer(false)

@@ -19,8 +19,6 @@ const OPERATION: &str = "write content";
 /// First and longest pause between two looks at an ingest that somebody else holds.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long somebody else's ingest of the same blob is waited for.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// What opening an ingest found.
 #[derive(Debug)]
@@ -48,7 +46,7 @@ pub(super) async fn open(
     lease: Option<&str>,
     descriptor: &Descriptor,
 ) -> Result<OpenedWriter, StoreError> {
-    let end = Instant::now() + LONGEST_WAIT;
+    let end = Instant::now() + containerd.patience();
     let mut pause = PAUSE;
     loop {
         match open_once(containerd, lease, descriptor).await {
