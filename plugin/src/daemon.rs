@@ -17,6 +17,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
+mod agreement;
 mod client;
 mod lazy;
 mod metrics;
@@ -170,6 +171,7 @@ async fn serve(args: &Args, config: &Config, inherited: Vec<(String, OwnedFd)>) 
     let (kept, sockets): (Vec<_>, Vec<_>) = inherited.into_iter().partition(|(name, _)| Keeper::owns(name));
     let socket = Socket::open(&args.address, sockets.into_iter().map(|(_, socket)| socket).collect())?;
     let remove = socket.remove_later();
+    let address = socket.address();
     if config.general.disable_verification {
         tracing::warn!("disable_verification is ignored: what a container reads is always verified");
     }
@@ -201,6 +203,10 @@ async fn serve(args: &Args, config: &Config, inherited: Vec<(String, OwnedFd)>) 
         }));
     if let Some(metrics) = metrics {
         tokio::spawn(metrics.serve(parts.snapshotter.clone()));
+    }
+    if let Some((containerd, address)) = parts.containerd.clone().zip(address) {
+        let snapshotter = parts.snapshotter.clone();
+        tokio::spawn(async move { agreement::reach(containerd, snapshotter, &address).await });
     }
     notify("READY=1");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %args.root.display(), "soci-snapshotter-grpc successfully started");
@@ -260,6 +266,7 @@ struct Parts {
     keyring: Arc<Keyring>,
     registries: Arc<Registries>,
     layers: Arc<LayerStore>,
+    containerd: Option<soci_store::Containerd>,
     keeper: Keeper,
 }
 
@@ -304,8 +311,12 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
     let layers =
         LayerStore::open(layer_options(root, config), Handle::current()).map_err(DaemonError::Layers)?;
     let layers = Arc::new(layers);
-    let resolver =
-        Resolver::new(resolve_options(config), Arc::clone(&registries), containerd, Arc::clone(&layers));
+    let resolver = Resolver::new(
+        resolve_options(config),
+        Arc::clone(&registries),
+        containerd.clone(),
+        Arc::clone(&layers),
+    );
     let overlay = OverlayOptions::of_this_system();
     let unpacker = Arc::new(Unpacker::new(
         unpack::Options {
@@ -339,7 +350,7 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
         overlay,
     };
     let snapshotter = Snapshotter::open(root, options, Arc::new(backend)).map_err(DaemonError::Snapshots)?;
-    Ok(Parts { snapshotter, keyring, registries, layers, keeper })
+    Ok(Parts { snapshotter, keyring, registries, layers, containerd, keeper })
 }
 
 /// Whether layers are mounted above FUSE; why not is said here, once.

@@ -9,6 +9,7 @@ pub mod args;
 pub mod config;
 pub mod credentials;
 pub mod daemon;
+mod failpoint;
 pub mod fuse;
 pub mod grpc;
 pub mod keeper;

@@ -36,6 +36,7 @@ pub use record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
 pub use restore::Restored;
 pub use tree::Tree;
 
+use crate::failpoint;
 use filter::Filter;
 use labels::Intent;
 use overlay::{Layers, Mount, OverlayOptions};
@@ -188,6 +189,14 @@ impl Snapshotter {
                 Ok(self.shared.mounts(&record, &chain))
             }
             Intent::Layer { target, request } => {
+                if self.unheard(namespace.as_deref(), &parent, &target).await? {
+                    tracing::debug!(
+                        key,
+                        parent,
+                        "the layer is here since before, and containerd has not heard of it"
+                    );
+                    return Err(SnapshotError::Prepared { target });
+                }
                 let record = self.create(Kind::Active, key.clone(), parent.clone(), labels).await?;
                 self.prepare_layer(prepare::Layer { namespace, key, parent, record, target, request }).await
             }
@@ -225,7 +234,8 @@ impl Snapshotter {
         Ok(self.shared.mounts(&own.record, &chain))
     }
 
-    /// Makes an active snapshot a committed one.
+    /// Makes an active snapshot a committed one. Done once more it is no error: the answer to the first time may have been lost with the
+    /// daemon that would have given it, and containerd then asks again.
     ///
     /// # Errors
     /// [`SnapshotError`].
@@ -237,12 +247,17 @@ impl Snapshotter {
         parent: String,
     ) -> Result<(), SnapshotError> {
         self.blocking(move |shared| {
-            let record = shared.store.get(&key)?;
+            let record = match shared.store.get(&key) {
+                Err(StoreError::NotFound { .. }) if shared.is_committed(&key, &name)? => return Ok(()),
+                found => found?,
+            };
             if record.kind != Kind::Active {
                 return Err(StoreError::NotActive { key }.into());
             }
             let usage = shared.usage(record.id)?;
+            failpoint::pass("commit.measured");
             shared.store.commit(&key, &name, Committing { labels, usage, parent, lazy: None })?;
+            failpoint::pass("commit.recorded");
             Ok(())
         })
         .await
@@ -254,6 +269,7 @@ impl Snapshotter {
     /// [`SnapshotError`].
     pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
         self.blocking(move |shared| Ok(shared.store.remove(&key)?)).await?;
+        failpoint::pass("remove.recorded");
         // A full queue means that a pass is about to begin anyway.
         let _ = self.shared.cleaner.try_send(oneshot::channel().0);
         Ok(())
@@ -392,8 +408,15 @@ impl Snapshotter {
                     path: shared.tree.path().to_owned(),
                     source,
                 })?;
+            failpoint::pass("prepare.staged");
             shared.take_over(&key, kind, &parent)?;
-            Ok(shared.store.create(kind, &key, &parent, labels, |id| staged.place(id))?)
+            let record = shared.store.create(kind, &key, &parent, labels, |id| {
+                staged.place(id)?;
+                failpoint::pass("prepare.placed");
+                Ok(())
+            })?;
+            failpoint::pass("prepare.recorded");
+            Ok(record)
         })
         .await
     }
@@ -442,6 +465,15 @@ impl Shared {
             Ok(_) | Err(_) => {}
         }
         Ok(())
+    }
+
+    /// Whether `name` is what the snapshot `key` has become.
+    fn is_committed(&self, key: &str, name: &str) -> Result<bool, SnapshotError> {
+        match self.store.get(name) {
+            Ok(record) => Ok(record.kind == Kind::Committed && record.committed_from == key),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Owner and group of the top directory of a snapshot. None if it cannot be looked at.

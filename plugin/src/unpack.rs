@@ -19,6 +19,7 @@ mod apply;
 mod root;
 mod stream;
 
+use crate::failpoint;
 use crate::resolve::{ArtifactError, Resolver};
 use crate::snapshot::Below;
 use crate::snapshot::labels::LayerRequest;
@@ -220,6 +221,7 @@ fn write(
     let blob = Hashed::new(Pieces::new(pieces));
     let mut tar = Hashed::new(Decompressed::new(blob).map_err(failed)?);
     apply::apply(&mut tar, at, lower, userxattr).map_err(failed)?;
+    failpoint::pass("prepare.applied");
     // What stands behind the end of the tar belongs to both digests.
     io::copy(&mut tar, &mut io::sink()).map_err(failed)?;
     let actual = tar.digest();

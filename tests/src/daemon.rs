@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub struct Daemon {
     manager: Option<ServiceManager>,
     /// More arguments.
     arguments: Vec<&'static str>,
+    /// Where the next one is to die.
+    failpoint: Option<String>,
     program: PathBuf,
 }
 
@@ -47,6 +50,7 @@ impl Daemon {
             program: program("soci-snapshotter-grpc"),
             manager: None,
             arguments: Vec::new(),
+            failpoint: None,
         };
         daemon.launch();
         daemon
@@ -57,6 +61,9 @@ impl Daemon {
         command.args(["--log-level", "debug"]).env("DOCKER_CONFIG", self.folder.join("docker"));
         command.arg("--address").arg(self.socket()).arg("--root").arg(self.root());
         command.arg("--config").arg(self.folder.join("config.toml")).args(&self.arguments);
+        if let Some(place) = &self.failpoint {
+            command.env("SOCI_TEST_FAILPOINT", place);
+        }
         command
     }
 
@@ -73,6 +80,23 @@ impl Daemon {
         let socket = self.socket();
         process.wait_until("it listens", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
         self.process = Some(process);
+    }
+
+    /// Kills it, and starts one that dies as by `kill -9` when it comes to a place that its program names.
+    pub fn relaunch_to_die_at(&mut self, place: &str) {
+        self.stop(Signal::KILL);
+        self.failpoint = Some(place.to_owned());
+        self.launch();
+        self.failpoint = None;
+    }
+
+    /// Waits until it has died there, and starts one that does not.
+    pub fn relaunch_after_death(&mut self) {
+        let ended = self.process.as_mut().expect("the daemon runs").wait(Duration::from_secs(30));
+        let signal = ended.expect("the daemon comes to the place at which it is to die").signal();
+        assert_eq!(signal, Some(Signal::KILL.as_raw()));
+        self.process = None;
+        self.launch();
     }
 
     /// From the next launch on it is a service with a descriptor store.

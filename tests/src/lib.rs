@@ -15,6 +15,7 @@ pub mod bench;
 pub mod containerd;
 pub mod daemon;
 pub mod forgery;
+pub mod holdings;
 pub mod image;
 pub mod process;
 pub mod registry;

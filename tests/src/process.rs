@@ -28,6 +28,11 @@ impl Process {
         Process { name: name.to_owned(), child, log: log.to_owned() }
     }
 
+    /// What it was started as.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its number.
     pub fn id(&self) -> u32 {
         self.child.id()

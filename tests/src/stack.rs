@@ -149,10 +149,6 @@ impl Stack {
 
     /// Removes every image and waits until containerd and the daemon have let go of everything.
     pub fn forget(&self) {
-        // What containerd cannot tell a daemon that has just been started again stays until it removes something else.
-        eventually("containerd reaches the daemon", Duration::from_secs(20), || {
-            self.ctr(&["snapshot", "--snapshotter", "soci", "ls"]).success
-        });
         let listed = self.ctr(&["image", "ls", "-q"]).ok().out;
         let names: Vec<&str> = listed.split_whitespace().collect();
         if !names.is_empty() {

@@ -16,6 +16,7 @@ mod e2e {
     mod blocked;
     mod credentials;
     mod errors;
+    mod failpoints;
     mod fallback;
     mod foreign;
     mod forged;

@@ -11,6 +11,7 @@ use lazy_layer::{Attachment, Layer, LayerStatus};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
+use crate::failpoint;
 use crate::fuse::{FuseMount, FuseOptions, Unmounted};
 use crate::keeper::{Keeper, KeptMount};
 use crate::kernel::{Kernel, KernelMount, Unmounting};
@@ -69,6 +70,7 @@ impl Backend for LazyBackend {
             match resolver.resolve(asked.namespace.as_deref(), &asked.layer).await {
                 Resolution::Lazy(resolved) => {
                     let record = resolved.record.clone();
+                    failpoint::pass("prepare.resolved");
                     match mounting.mount(resolved, at, how).await {
                         Ok(mounted) => Attempt::Mounted(record, mounted),
                         Err(MountFailure::Refused(reason)) => Attempt::Failed(reason),
@@ -296,6 +298,7 @@ impl LazyMount for MountedLayer {
             }
             None => Ok(Unmounting::Done),
         };
+        failpoint::pass("clean.erofs-unmounted");
         let unmounted = unmounted.and_then(|unmounting| {
             if unmounting == Unmounting::Waits {
                 source = None;

@@ -92,6 +92,11 @@ impl Socket {
         Ok(Socket { listener, own: Some((path.to_owned(), inode)) })
     }
 
+    /// Where it is; none for one without a name.
+    pub(super) fn address(&self) -> Option<PathBuf> {
+        self.listener.local_addr().ok()?.as_pathname().map(Path::to_owned)
+    }
+
     /// What has to be removed in the end.
     pub(super) fn remove_later(&self) -> Remove {
         Remove(self.own.clone())

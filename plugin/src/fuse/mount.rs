@@ -17,6 +17,7 @@ use super::adapter::LayerFs;
 use super::attributes::LAYER_FILE;
 use super::session::Session;
 use super::state_file;
+use crate::failpoint;
 use crate::keeper::{Hold, KeptMount};
 
 /// What upstream's mounts look like in `/proc/mounts`; users grep for it.
@@ -116,14 +117,17 @@ impl FuseMount {
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())
             .map_err(|errno| MountError::Device { source: errno.into() })?;
         let hold = Arc::new(hold(&device));
+        failpoint::pass("mount.held");
         if let Err(source) = mount(&device, at) {
             hold.release();
             return Err(MountError::Mount { mount_point, source });
         }
+        failpoint::pass("mount.fuse-mounted");
         let name = thread_name(at);
         let fs = LayerFs::new(layer, at, options.layer_file);
         match Session::start(fs, device, options.threads, name, Arc::clone(&hold)) {
             Ok(session) => {
+                failpoint::pass("mount.fuse-served");
                 if options.read_ahead_kib > 0 {
                     read_ahead(at, options.read_ahead_kib);
                 }

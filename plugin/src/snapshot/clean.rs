@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::record::{Id, LazyRecord};
 use super::{Shared, SnapshotError, Snapshotter};
+use crate::failpoint;
 
 /// Requests that wait for a pass; more are answered by the passes that these cause.
 pub(super) const QUEUE: usize = 64;
@@ -68,7 +69,9 @@ impl Snapshotter {
             Err(error) => return warn(&error, "failed to look for snapshots to clean up"),
         };
         for id in orphans {
+            failpoint::pass("clean.found");
             self.unmount(id).await;
+            failpoint::pass("clean.unmounted");
             let removed = self
                 .blocking(move |shared| {
                     shared.tree.remove(id).map_err(|source| SnapshotError::File {
@@ -81,6 +84,7 @@ impl Snapshotter {
             if let Err(error) = removed {
                 warn(&error, "failed to remove a snapshot's directory");
             }
+            failpoint::pass("clean.removed");
         }
         let swept = self
             .blocking(|shared| {

@@ -291,6 +291,7 @@ mod tests {
                 ]),
                 usage: Usage::default(),
                 lazy: None,
+                committed_from: String::new(),
             },
         }
     }

@@ -6,9 +6,10 @@ use super::backend::{Asked, Attempt, Below};
 use super::labels::{self, LabelError, LayerRequest};
 use super::outcomes::{Outcome, Setback};
 use super::overlay::Mount;
-use super::record::{Labels, LazyRecord, Named, Record};
+use super::record::{Kind, Labels, LazyRecord, Named, Record};
 use super::store::{Committing, StoreError};
 use super::{LazyMount, Mounted, SnapshotError, Snapshotter};
+use crate::failpoint;
 
 /// A layer whose active snapshot has been made.
 #[derive(Debug)]
@@ -35,6 +36,29 @@ enum Decision {
 // === impl Snapshotter ===
 
 impl Snapshotter {
+    /// Whether this namespace's layer is here already, and usable. containerd does not ask for one that it knows, so it has not heard of this: the
+    /// daemon was killed before it answered, or the client had hung up. containerd finds it now; a second one would be nobody's.
+    pub(super) async fn unheard(
+        &self,
+        namespace: Option<&str>,
+        parent: &str,
+        target: &str,
+    ) -> Result<bool, SnapshotError> {
+        let (start, end) = (format!("{}/soci-", namespace.unwrap_or("-")), format!("/{target}"));
+        let parent = parent.to_owned();
+        self.blocking(move |shared| {
+            let found = shared.store.between(&start, &end)?;
+            let mounted = shared.mounted.lock();
+            Ok(found.iter().any(|Named { key, record }| {
+                *key == format!("{start}{}{end}", record.id.0)
+                    && record.kind == Kind::Committed
+                    && record.parent == parent
+                    && (record.lazy.is_none() || mounted.contains_key(&record.id))
+            }))
+        })
+        .await
+    }
+
     /// Never fails because of lazy loading: whatever goes wrong with it ends in mounts for containerd to unpack into.
     pub(super) async fn prepare_layer(&self, layer: Layer) -> Result<Vec<Mount>, SnapshotError> {
         match self.decide(&layer).await? {
@@ -50,7 +74,10 @@ impl Snapshotter {
                     "preparing snapshot as local snapshot"
                 );
                 match self.unpack(asked, lower, at).await {
-                    Ok(()) => self.commit_local(layer).await,
+                    Ok(()) => {
+                        failpoint::pass("prepare.unpacked");
+                        self.commit_local(layer).await
+                    }
                     Err(error) => {
                         self.shared.outcomes.add(Outcome::LocalFailed);
                         tracing::warn!(
@@ -67,6 +94,7 @@ impl Snapshotter {
             }
             Decision::Defer => {
                 let chain = self.ancestors(&layer.parent).await?;
+                failpoint::pass("prepare.deferred");
                 Ok(self.shared.mounts(&layer.record, &chain))
             }
         }
@@ -173,6 +201,7 @@ impl Snapshotter {
     ) -> Result<Vec<Mount>, SnapshotError> {
         let Layer { key, parent, record, target, namespace, .. } = layer;
         let id = record.id;
+        failpoint::pass("prepare.mounted");
         self.shared.mounted.lock().insert(id, Mounted { lazy: lazy.clone(), mount });
         let name = name_of(namespace.as_deref(), &record, &target);
         let labels = labelled(record.labels, namespace.as_deref(), true);
@@ -186,6 +215,7 @@ impl Snapshotter {
         };
         match committed {
             Ok(_) => {
+                failpoint::pass("prepare.committed");
                 self.shared.outcomes.add(Outcome::Remote);
                 tracing::info!(
                     key,
@@ -223,6 +253,7 @@ impl Snapshotter {
             .await
         };
         committed?;
+        failpoint::pass("prepare.committed-local");
         self.shared.outcomes.add(Outcome::Local);
         tracing::info!(
             key,

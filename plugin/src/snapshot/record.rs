@@ -75,6 +75,9 @@ pub struct Record {
     /// Of a lazily loaded layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lazy: Option<LazyRecord>,
+    /// Of a committed snapshot: the key that it had before. Empty where a version that did not keep it committed it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub committed_from: String,
 }
 
 /// A record and the key it is found by.

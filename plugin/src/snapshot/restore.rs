@@ -266,6 +266,7 @@ mod tests {
             labels: BTreeMap::new(),
             usage: Usage::default(),
             lazy: Some(lazy()),
+            committed_from: String::new(),
         };
         Named { key: id.to_string(), record }
     }

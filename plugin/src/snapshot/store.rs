@@ -21,6 +21,7 @@ use redb::{
 };
 
 use super::record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
+use crate::failpoint;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -203,6 +204,7 @@ impl Store {
                 labels,
                 usage: Usage::default(),
                 lazy: None,
+                committed_from: String::new(),
             };
             write(&mut snapshots, key, &record)?;
             record
@@ -260,6 +262,27 @@ impl Store {
         Ok(all)
     }
 
+    /// Snapshots whose key begins with `start` and ends with `end`, by key; of one moment.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`].
+    pub fn between(&self, start: &str, end: &str) -> Result<Vec<Named>, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let snapshots = transaction.open_table(SNAPSHOTS)?;
+        let mut found = Vec::new();
+        for row in snapshots.range(start..)? {
+            let (key, value) = row?;
+            let key = key.value();
+            if !key.starts_with(start) {
+                break;
+            }
+            if key.len() >= start.len().saturating_add(end.len()) && key.ends_with(end) {
+                found.push(Named { key: key.to_owned(), record: decode(key, value.value())? });
+            }
+        }
+        Ok(found)
+    }
+
     /// Turns the active snapshot `key` into the committed one `name`.
     ///
     /// # Errors
@@ -291,10 +314,12 @@ impl Store {
             record.labels = committing.labels;
             record.usage = committing.usage;
             record.lazy = committing.lazy;
+            record.committed_from = key.to_owned();
             snapshots.remove(key)?;
             write(&mut snapshots, name, &record)?;
             record
         };
+        failpoint::pass("commit.written");
         transaction.commit()?;
         Ok(record)
     }
@@ -318,6 +343,7 @@ impl Store {
             snapshots.remove(key)?;
             record
         };
+        failpoint::pass("remove.written");
         transaction.commit()?;
         Ok(record)
     }

@@ -330,8 +330,46 @@ async fn a_mount_whose_commit_fails_is_undone() {
     prepare_layer(&snapshotter, "k", "", "t").await.unwrap_err();
     snapshotter.prepare(None, "k".into(), String::new(), Labels::new()).await.unwrap();
     assert!(matches!(
-        prepare_layer(&snapshotter, "k", "", "t").await,
+        prepare_layer(&snapshotter, "k", "", "another").await,
         Err(SnapshotError::Store(StoreError::AlreadyExists { .. }))
     ));
     assert_eq!(fake.mounted.load(Ordering::SeqCst), 1);
+}
+
+/// The answer was lost, so containerd asks again: one is enough, and it is the one that containerd finds.
+#[tokio::test]
+async fn a_layer_that_containerd_has_not_heard_of_is_not_brought_twice() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, fake) = open(root.path(), answers(&[Answer::Mount, Answer::Mount, Answer::Mount]));
+    prepare_layer(&snapshotter, "n/1/x", "", "t").await.unwrap_err();
+    let error = prepare_layer(&snapshotter, "n/2/x", "", "t").await.unwrap_err();
+    assert!(matches!(error, SnapshotError::Prepared { .. }), "{error}");
+    let layer = adopt(&snapshotter, "t", "").await;
+    assert_eq!(snapshotter.list(&[]).await.unwrap().len(), 1);
+    // Another layer whose name ends in the same way, the same layer on another one, and one that could not be mounted are not it.
+    prepare_layer(&snapshotter, "n/3/x", "", "/t").await.unwrap_err();
+    prepare_layer(&snapshotter, "n/4/x", &layer.key, "t").await.unwrap_err();
+    snapshotter.unmount(layer.record.id).await;
+    snapshotter
+        .prepare(Some("n".into()), "n/5/x".into(), String::new(), layer_labels("t", &[]))
+        .await
+        .unwrap();
+    assert_eq!(fake.mounted.load(Ordering::SeqCst), 2);
+    assert_eq!(snapshotter.list(&[]).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_was_lost_can_be_asked_for_again() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, _) = open(root.path(), Fake::default());
+    let commit = |key: &str| snapshotter.commit(key.into(), "n/2/t".into(), Labels::new(), String::new());
+    snapshotter.prepare(None, "n/1/x".into(), String::new(), Labels::new()).await.unwrap();
+    for _ in 0..2 {
+        commit("n/1/x").await.unwrap();
+    }
+    let error = commit("n/3/x").await.unwrap_err();
+    assert!(
+        matches!(error, SnapshotError::Store(StoreError::NotFound { .. })),
+        "another became that: {error}"
+    );
 }

@@ -136,3 +136,16 @@ fn orphans_are_what_has_no_row() {
     let id = make(&store, "a", "").id;
     assert_eq!(store.orphans(|| Ok(vec![id, Id(77)])).unwrap(), [Id(77)]);
 }
+
+#[test]
+fn keys_are_found_by_both_ends() {
+    let (_dir, store) = store();
+    for key in ["a/soci-1/x", "a/soci-2/y", "a/soci-3/x", "b/soci-4/x", "a/soci-/x", "a/5/x"] {
+        make(&store, key, "");
+    }
+    let found: Vec<String> =
+        store.between("a/soci-", "/x").unwrap().into_iter().map(|named| named.key).collect();
+    assert_eq!(found, ["a/soci-/x", "a/soci-1/x", "a/soci-3/x"]);
+    // The ends may not overlap.
+    assert!(store.between("a/soci-/", "/x").unwrap().is_empty());
+}
