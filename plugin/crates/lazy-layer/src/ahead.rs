@@ -10,8 +10,6 @@
 
 use std::ops::{Range, RangeInclusive};
 
-/// Streams that are followed at the same time.
-const STREAMS: usize = 8;
 /// How often a stream goes on to another span before anything is fetched ahead of it.
 const CONFIRMED: u32 = 2;
 /// The part of what a stream has read that is fetched ahead of it; at least one span.
@@ -25,6 +23,8 @@ const SMALL_REST: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Ahead {
     streams: Vec<Stream>,
+    /// Streams that are followed at the same time.
+    max_streams: usize,
     clock: u64,
 }
 
@@ -54,8 +54,8 @@ pub(crate) struct Touch {
 }
 
 impl Ahead {
-    pub(crate) fn new() -> Self {
-        Self { streams: Vec::new(), clock: 0 }
+    pub(crate) fn new(max_streams: usize) -> Self {
+        Self { streams: Vec::new(), max_streams, clock: 0 }
     }
 
     /// The spans that should be fetched after a read, the most likely first; they may be here already. `len` gives a span's compressed bytes, `None` behind the last. A stream
@@ -122,7 +122,7 @@ impl Ahead {
     fn keep(&mut self, stream: Stream) {
         if let Some(same) = self.streams.iter_mut().find(|known| known.clock == stream.clock) {
             *same = stream;
-        } else if self.streams.len() < STREAMS {
+        } else if self.streams.len() < self.max_streams {
             self.streams.push(stream);
         } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|known| known.clock) {
             *oldest = stream;
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_reader_from_the_beginning_is_led_to_the_end() {
-        let mut ahead = Ahead::new();
+        let mut ahead = Ahead::new(8);
         let mut asked = std::collections::BTreeSet::new();
         for span in 0..SPANS {
             assert!(span <= CONFIRMED as usize || asked.contains(&span), "span {span} was not expected");
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn windows_grow_up_to_their_bound() {
-        let mut ahead = Ahead::new();
+        let mut ahead = Ahead::new(8);
         let mut end = 0;
         for span in 0..40 {
             for range in ahead.after(&touch(span), MAX, len) {
@@ -171,13 +171,13 @@ mod tests {
             assert!(end <= span + 1 + span.div_ceil(4).clamp(1, 16), "{end} after {span}");
         }
         assert_eq!(end, 40 + 10);
-        let mut off = Ahead::new();
+        let mut off = Ahead::new(8);
         assert!((0..40).all(|span| off.after(&touch(span), 0, len).is_empty()), "turned off");
     }
 
     #[test]
     fn who_reads_at_random_gets_nothing() {
-        let mut ahead = Ahead::new();
+        let mut ahead = Ahead::new(8);
         for step in 0..500_usize {
             assert!(ahead.after(&touch(step * 7919 % SPANS), MAX, len).is_empty());
         }
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn several_readers_are_told_apart() {
-        let mut ahead = Ahead::new();
+        let mut ahead = Ahead::new(8);
         for step in 0..20 {
             for reader in [0, 60, 120] {
                 ahead.after(&touch(reader + step), MAX, len);
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn files_are_fetched_to_their_end() {
-        let mut ahead = Ahead::new();
+        let mut ahead = Ahead::new(8);
         let small = Some((0..3 << 20, 50..=52));
         let ask = ahead.after(&Touch { file: small, ..touch(50) }, MAX, len);
         assert!(ask.iter().eq(std::iter::once(&(51..53))), "{ask:?}");

@@ -7,16 +7,14 @@ use crossbeam_channel::{Receiver, Sender};
 pub(crate) struct Buffers {
     give: Sender<Vec<u8>>,
     take: Receiver<Vec<u8>>,
+    largest: usize,
 }
 
-/// A larger buffer is freed after use: the kernel asks for up to 1 MiB.
-const LARGEST_KEPT: usize = 1 << 20;
-
 impl Buffers {
-    /// A pool that keeps up to `limit` idle buffers.
-    pub(crate) fn new(limit: usize) -> Self {
+    /// A pool that keeps up to `limit` idle buffers of up to `largest` bytes.
+    pub(crate) fn new(limit: usize, largest: usize) -> Self {
         let (give, take) = crossbeam_channel::bounded(limit);
-        Self { give, take }
+        Self { give, take, largest }
     }
 
     /// Calls `use_it` with a buffer of `len` bytes of any content.
@@ -26,7 +24,7 @@ impl Buffers {
             buffer.resize(len, 0);
         }
         let result = use_it(buffer.get_mut(..len).unwrap_or_default());
-        if buffer.len() <= LARGEST_KEPT {
+        if buffer.len() <= self.largest {
             // A full pool just means that this one is not needed.
             let _ = self.give.try_send(buffer);
         }
@@ -40,13 +38,13 @@ mod tests {
 
     #[test]
     fn keeps_no_more_than_its_limit() {
-        let buffers = Buffers::new(1);
+        let buffers = Buffers::new(1, 100);
         buffers.with(10, |outer| {
             assert_eq!(outer.len(), 10);
             buffers.with(20, |inner| assert_eq!(inner.len(), 20));
         });
         assert_eq!(buffers.take.len(), 1);
-        buffers.with(LARGEST_KEPT + 1, |large| assert_eq!(large.len(), LARGEST_KEPT + 1));
+        buffers.with(101, |large| assert_eq!(large.len(), 101));
         assert_eq!(buffers.take.len(), 0, "a huge buffer is not kept");
     }
 }

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use sha2::{Digest as _, Sha256};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use ztoc::{CheckpointRef, CompressedOffset, SpanInflater};
 
 use crate::demand::Demand;
@@ -17,14 +16,10 @@ use crate::error::ReadError;
 use crate::layer::{Layer, Scanned};
 use crate::source::SourceError;
 
-/// Compressed bytes of the spans with the archive's end and what follows it; a layer with more is not checked.
-const MAX_TAIL: u64 = 64 << 20;
-/// Bytes that may follow the archive.
+/// Bytes that may follow the archive: a few compressed ones can stand for very many.
 const MAX_PADDING: usize = 1 << 30;
 /// Bytes of them that are inflated at a time.
 const STEP: usize = 256 << 10;
-/// How often the layer's end is asked for.
-const TRIES: u32 = 5;
 
 impl Engine {
     /// All of the archive was scanned. If the layer ends in zeros, as layers do, it is known what it is; else its end is fetched once more.
@@ -78,15 +73,20 @@ impl Engine {
         let spans = tail(layer);
         let range = layer.compressed(&spans);
         let len = range.end.saturating_sub(range.start);
-        if len > MAX_TAIL {
+        if len > self.options.max_tail {
             return Err(SourceError::permanent(format!("it has {len} compressed bytes")));
         }
-        let mut last = SourceError::permanent("there is no source");
-        for attempt in 1..=TRIES {
+        // As for any span: wrong bytes and refusals a few times, what may pass until a reader's deadline.
+        let deadline = Instant::now() + self.options.read_deadline;
+        let (mut attempt, mut refused) = (0u32, 0u32);
+        loop {
+            attempt = attempt.saturating_add(1);
             let sources = layer.sources().list();
             let turn = usize::try_from(attempt).ok().and_then(|turn| turn.checked_rem(sources.len()));
-            let Some(attached) = turn.and_then(|turn| sources.get(turn)) else { return Err(last) };
-            let limit = self.options.attempt_timeout.saturating_add(Duration::from_secs(len >> 16));
+            let Some(attached) = turn.and_then(|turn| sources.get(turn)) else {
+                return Err(SourceError::permanent("there is no source"));
+            };
+            let limit = self.options.patience(len);
             let mut stream = attached.source.read(CompressedOffset(range.start)..CompressedOffset(range.end));
             let mut bytes = Vec::new();
             let whole = async {
@@ -98,15 +98,18 @@ impl Engine {
                 }
                 Ok(())
             };
-            match timeout(limit, whole).await {
+            let error = match timeout(limit, whole).await {
                 Ok(Ok(())) if is_right(layer, &spans, range.start, &bytes) => return Ok(bytes),
-                Ok(Ok(())) => last = SourceError::transient("its bytes are wrong"),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = SourceError::transient(format!("nothing within {limit:?}")),
+                Ok(Ok(())) => SourceError::permanent("its bytes are wrong"),
+                Ok(Err(error)) => error,
+                Err(_) => SourceError::transient(format!("nothing within {limit:?}")),
+            };
+            refused = refused.saturating_add(u32::from(!error.is_transient()));
+            if refused >= self.options.span_attempts || Instant::now() >= deadline {
+                return Err(error);
             }
             sleep(self.options.backoff(attempt)).await;
         }
-        Err(last)
     }
 }
 

@@ -4,7 +4,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
@@ -18,11 +17,6 @@ use crate::buffers::Buffers;
 use crate::layer::{Layer, LayerId};
 use crate::options::StoreOptions;
 use crate::pool::{Pool, Scratch};
-
-/// Reads that wait to be seen by who reads ahead.
-const HINTS: usize = 256;
-/// Between two log lines about a full disk.
-const SAY_FULL_AGAIN: Duration = Duration::from_secs(60);
 
 /// The fetch engine: one for each store, that is one for each daemon.
 #[derive(Debug)]
@@ -48,15 +42,15 @@ impl Engine {
         budget: Arc<Budget>,
         runtime: Handle,
     ) -> io::Result<Arc<Self>> {
-        let (hints, given) = crossbeam_channel::bounded::<Hint>(HINTS);
+        let (hints, given) = crossbeam_channel::bounded::<Hint>(options.max_ahead_queue);
         std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || {
             for (layer, tar) in given {
                 layer.read_ahead(&tar);
             }
         })?;
         let engine = Arc::new(Self {
-            pool: Pool::start(options.inflate_threads)?,
-            buffers: Buffers::new(options.pooled_buffers),
+            pool: Pool::start(options.inflate_threads, options.largest_kept_buffer)?,
+            buffers: Buffers::new(options.pooled_buffers, options.largest_kept_buffer),
             budget,
             board: Board::new(),
             backlog: Backlog::default(),
@@ -98,7 +92,7 @@ impl Engine {
         let now = Instant::now();
         self.postpone_fill(now);
         let mut said = self.said_full.lock();
-        if said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_FULL_AGAIN) {
+        if said.is_none_or(|at| now.saturating_duration_since(at) >= self.options.full_pause) {
             *said = Some(now);
             tracing::warn!(layer = %layer.key().layer, "the disk is full: what is read is fetched each time, and not kept");
         }

@@ -13,10 +13,6 @@ use crate::options::{DropPolicy, StoreOptions};
 
 /// The first range after somebody waited; each further one is twice as long.
 const FIRST: u64 = 1 << 20;
-/// When everything that is missing has failed lately, the layer is looked at again after this.
-const REST: Duration = Duration::from_secs(1);
-/// How long a full disk is left alone.
-const DISK_FULL: Duration = Duration::from_secs(30);
 
 /// The layers that are to be completed, in the order in which they came.
 #[derive(Debug)]
@@ -96,8 +92,8 @@ impl Fill {
     }
 
     /// The disk is full.
-    pub(crate) fn rest(&mut self, now: Instant) {
-        self.not_before = self.not_before.max(Some(now + DISK_FULL));
+    pub(crate) fn rest(&mut self, now: Instant, pause: Duration) {
+        self.not_before = self.not_before.max(Some(now + pause));
     }
 
     /// Looks for something to fetch. `pace` is how many bytes a range should have by the speed of the link, 0 if that is not known; `wanted` tells spans that have a wish already.
@@ -132,7 +128,7 @@ impl Fill {
                     Found::Run(spans) => return Next::Missing(layer, spans),
                     Found::Suspect(span) => return Next::Suspect(layer, span),
                     Found::Later => {
-                        let rest = now + REST;
+                        let rest = now + options.fill.retry;
                         filling.not_before = Some(rest);
                         later = Some(later.map_or(rest, |known: Instant| known.min(rest)));
                     }

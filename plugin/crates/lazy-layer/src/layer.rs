@@ -27,6 +27,7 @@ use crate::engine::Engine;
 use crate::error::ReadError;
 use crate::key::LayerKey;
 use crate::mapping::Mapping;
+use crate::options::StoreOptions;
 use crate::source::BlobSource;
 use crate::sources::{SourceId, Sources};
 use crate::waiting::{PendingRead, Wanted};
@@ -112,13 +113,17 @@ impl Layer {
             states,
             slots,
             sources: Sources::new(),
-            ahead: Mutex::new(Ahead::new()),
+            ahead: Mutex::new(Ahead::new(engine.options.max_streams)),
             engine,
             counters: Counters::new(),
             completeness: watch::Sender::new(Completeness::Incomplete),
             missing: AtomicUsize::new(missing),
             whole: Whole::new(checked),
         }
+    }
+
+    pub(crate) fn options(&self) -> &StoreOptions {
+        &self.engine.options
     }
 
     /// The pair that this layer file belongs to.

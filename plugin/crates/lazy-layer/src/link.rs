@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::options::StoreOptions;
+
 /// Bytes that fill a link of unknown speed.
 const UNKNOWN: u64 = 1 << 20;
 /// What a measured link is taken to hold, at least and at most.
@@ -87,13 +89,12 @@ const FIRST: usize = 4;
 const TRIAL: Duration = Duration::from_millis(300);
 /// How long it stays when a larger one was of no use.
 const HOLD: Duration = Duration::from_secs(10);
-/// No host is left alone for longer than this, whatever it asks for.
-const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// One host, and how many requests at the same time it is asked for what nobody waits for.
 #[derive(Debug)]
 pub(crate) struct Host {
     max: usize,
+    longest_rest: Duration,
     limit: usize,
     /// Under way, of any kind.
     pub(crate) busy: usize,
@@ -112,9 +113,17 @@ struct Trial {
 }
 
 impl Host {
-    pub(crate) fn new(max: usize) -> Self {
-        let max = max.max(1);
-        Self { max, limit: FIRST.min(max), busy: 0, not_before: None, trial: None, hold_until: None }
+    pub(crate) fn new(options: &StoreOptions) -> Self {
+        let max = options.max_connections_per_host.max(1);
+        Self {
+            max,
+            longest_rest: options.longest_rest,
+            limit: FIRST.min(max),
+            busy: 0,
+            not_before: None,
+            trial: None,
+            hold_until: None,
+        }
     }
 
     pub(crate) fn limit(&self) -> usize {
@@ -163,7 +172,7 @@ impl Host {
         self.trial = None;
         self.hold_until = Some(now + HOLD);
         if let Some(rest) = rest {
-            self.not_before = self.not_before.max(Some(now + rest.min(LONGEST_REST)));
+            self.not_before = self.not_before.max(Some(now + rest.min(self.longest_rest)));
         }
     }
 }
@@ -191,10 +200,14 @@ mod tests {
         assert_eq!(link.rate(), 0, "what was long ago does not count");
     }
 
+    fn host(max_connections_per_host: usize) -> Host {
+        Host::new(&StoreOptions { max_connections_per_host, ..StoreOptions::new("/") })
+    }
+
     /// A host that gives 10 MB/s to each of so many connections, asked for more all the time.
     fn settled(connections: u64) -> usize {
         let start = Instant::now();
-        let mut host = Host::new(64);
+        let mut host = host(64);
         for millis in 0..5_000 {
             host.wants_more(at(start, millis));
             host.received(10_000 * (host.limit() as u64).min(connections), at(start, millis));
@@ -212,10 +225,10 @@ mod tests {
     #[test]
     fn a_host_that_asks_for_less_gets_less() {
         let start = Instant::now();
-        let mut host = Host::new(32);
+        let mut host = host(32);
         host.overloaded(Some(Duration::from_secs(2)), start);
         assert_eq!((host.limit(), host.not_before), (2, Some(at(start, 2_000))));
         host.overloaded(Some(Duration::from_secs(7_000)), start);
-        assert_eq!((host.limit(), host.not_before), (1, Some(start + LONGEST_REST)));
+        assert_eq!((host.limit(), host.not_before), (1, Some(at(start, 60_000))));
     }
 }

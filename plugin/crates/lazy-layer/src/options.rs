@@ -17,8 +17,10 @@ pub struct StoreOptions {
     pub inflate_threads: usize,
     /// How long a read may stay blocked before it fails with [`crate::ReadError::Deadline`]. Default 300 s.
     pub read_deadline: Duration,
-    /// How long one ranged read of a source may take, on top of what its bytes need at 64 KiB/s. Default 30 s.
+    /// How long one ranged read of a source may take, on top of what its bytes need at [`Self::slowest_link`]. Default 30 s.
     pub attempt_timeout: Duration,
+    /// The slowest link that a ranged read is given time for, in bytes a second, at least 1. Default 64 KiB.
+    pub slowest_link: u64,
     /// First pause between two tries of the same span; it doubles. Default 50 ms.
     pub first_backoff: Duration,
     /// Longest pause between two tries of the same span. Default 5 s.
@@ -32,6 +34,10 @@ pub struct StoreOptions {
     /// Ranged reads of one host at the same time that nobody waits for. The engine begins with 4, takes more while that brings more, and fewer when
     /// the host asks for that. Default 16.
     pub max_connections_per_host: usize,
+    /// Hosts that are remembered though nothing is asked of them. Default 1024.
+    pub max_hosts: usize,
+    /// No host is left alone for longer than this, whatever it asks for (`Retry-After`). Default 60 s.
+    pub longest_rest: Duration,
     /// Compressed bytes that have come and were not inflated yet, over all layers; at so many, no more are taken from the network. Each ranged read can go
     /// one piece (as the network gives them) beyond. Default 16 MiB.
     pub max_bytes_in_flight: u64,
@@ -42,6 +48,18 @@ pub struct StoreOptions {
     pub max_ahead_while_waiting: u64,
     /// Compressed bytes that one sequence of reads is preceded by at most; 0 turns reading ahead off. Default 16 MiB.
     pub max_read_ahead: u64,
+    /// Sequences of reads that are followed in one layer at the same time; past that, the one that rests longest is forgotten. Default 8.
+    pub max_streams: usize,
+    /// Spans of one layer that may wait to be fetched ahead of readers; past that, the oldest wishes go. As many reads of all layers may wait to be
+    /// looked at for that; more are not seen. Default 256.
+    pub max_ahead_queue: usize,
+    /// Spans of an earlier boot that the background compares with their checksums at the same time. Default 2.
+    pub max_rechecks: usize,
+    /// Compressed bytes of the spans with the end of a layer's archive and what follows it, which are fetched once more, in memory, where a layer does not end
+    /// in zeros. A layer with more is not checked as a whole. Default 64 MiB.
+    pub max_tail: u64,
+    /// Diff IDs of one layer that are remembered until it is checked; an honest image has one. Default 16.
+    pub max_claims: usize,
     /// Fetching what nobody asked for.
     pub fill: FillOptions,
     /// A layer with a span (compressed or inflated) larger than this is refused: a span is inflated in memory. Default 256 MiB.
@@ -50,6 +68,14 @@ pub struct StoreOptions {
     pub max_waiters: usize,
     /// Idle read buffers kept for the next read. Default: 2 for each core, at least 8.
     pub pooled_buffers: usize,
+    /// Bytes of the largest buffer that is kept, for reads and by each inflate thread. The kernel asks for up to 1 MiB. Default 1 MiB.
+    pub largest_kept_buffer: usize,
+    /// How long the background leaves a full disk alone, and the log does not say again that it is full. Default 30 s.
+    pub full_pause: Duration,
+    /// Between two looks for layers that can go where there is no room. Default 5 s.
+    pub trim_pause: Duration,
+    /// How long removing layers waits, altogether, for the engine to let go of those that have no source any more. Default 1 s.
+    pub release: Duration,
     /// Longest time that `open_layer`, `create_layer` or `remove_unused` waits for another one working on the same layer. Default 30 s.
     pub lock_timeout: Duration,
     /// File that says which boot of the machine this is. Default `/proc/sys/kernel/random/boot_id`.
@@ -60,6 +86,11 @@ impl StoreOptions {
     /// The pause after that many failures in a row.
     pub(crate) fn backoff(&self, failures: u32) -> Duration {
         self.first_backoff.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.max_backoff)
+    }
+
+    /// How long a ranged read of `len` bytes may take.
+    pub(crate) fn patience(&self, len: u64) -> Duration {
+        self.attempt_timeout.saturating_add(Duration::from_secs(len / self.slowest_link.max(1)))
     }
 }
 
@@ -75,6 +106,8 @@ pub struct FillOptions {
     pub period: Duration,
     /// Bytes a second at most. Default none.
     pub bytes_per_second: Option<NonZeroU64>,
+    /// When everything that a layer misses has failed lately, it is looked at again after this. Default 1 s.
+    pub retry: Duration,
     /// Layers that wait for it at the same time. Default 1024.
     pub max_queue: usize,
     /// What gives way when there are more; it stays lazy, and is added again when it is mounted the next time.
@@ -97,6 +130,7 @@ impl Default for FillOptions {
             silence: Duration::from_secs(1),
             period: Duration::ZERO,
             bytes_per_second: None,
+            retry: Duration::from_secs(1),
             max_queue: 1024,
             drop: DropPolicy::Newest,
         }
@@ -117,20 +151,32 @@ impl StoreOptions {
             inflate_threads: cores,
             read_deadline: Duration::from_secs(300),
             attempt_timeout: Duration::from_secs(30),
+            slowest_link: 64 << 10,
             first_backoff: Duration::from_millis(50),
             max_backoff: Duration::from_secs(5),
             max_retries: None,
             span_attempts: 3,
             max_fetches: 32,
             max_connections_per_host: 16,
+            max_hosts: 1024,
+            longest_rest: Duration::from_secs(60),
             max_bytes_in_flight: 16 << 20,
             max_range: 16 << 20,
             max_ahead_while_waiting: 2 << 20,
             max_read_ahead: 16 << 20,
+            max_streams: 8,
+            max_ahead_queue: 256,
+            max_rechecks: 2,
+            max_tail: 64 << 20,
+            max_claims: 16,
             fill: FillOptions::default(),
             max_span: 256 << 20,
             max_waiters: 4096,
             pooled_buffers: cores.saturating_mul(2).max(8),
+            largest_kept_buffer: 1 << 20,
+            full_pause: Duration::from_secs(30),
+            trim_pause: Duration::from_secs(5),
+            release: Duration::from_secs(1),
             lock_timeout: Duration::from_secs(30),
             boot_id: PathBuf::from(BOOT_ID),
         }

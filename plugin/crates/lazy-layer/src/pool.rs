@@ -16,9 +16,6 @@ type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
 #[derive(Debug, Default)]
 pub(crate) struct Scratch(Vec<u8>);
 
-/// A thread keeps no more than this between two jobs.
-const LARGEST_KEPT: usize = 1 << 20;
-
 impl Scratch {
     /// `len` bytes of any content.
     pub(crate) fn space(&mut self, len: usize) -> &mut [u8] {
@@ -28,8 +25,8 @@ impl Scratch {
         self.0.get_mut(..len).unwrap_or_default()
     }
 
-    fn tidy(&mut self) {
-        if self.0.len() > LARGEST_KEPT {
+    fn tidy(&mut self, largest: usize) {
+        if self.0.len() > largest {
             self.0 = Vec::new();
         }
     }
@@ -56,14 +53,14 @@ struct Queues {
 }
 
 impl Pool {
-    /// Starts `threads` threads, at least one.
-    pub(crate) fn start(threads: usize) -> io::Result<Self> {
+    /// Starts `threads` threads, at least one. Between two jobs each keeps up to `largest` bytes of scratch space.
+    pub(crate) fn start(threads: usize, largest: usize) -> io::Result<Self> {
         let pool = Self { shared: Arc::default() };
         for number in 0..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
             std::thread::Builder::new()
                 .name(format!("soci-inflate-{number}"))
-                .spawn(move || work(&shared))?;
+                .spawn(move || work(&shared, largest))?;
         }
         Ok(pool)
     }
@@ -109,7 +106,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-fn work(shared: &Shared) {
+fn work(shared: &Shared, largest: usize) {
     let mut scratch = Scratch::default();
     while let Some(job) = shared.next() {
         // A bug in one span's work must not take the thread from all layers; the job's owner notices that it got no answer.
@@ -117,7 +114,7 @@ fn work(shared: &Shared) {
             tracing::error!("a span's work panicked");
             scratch = Scratch::default();
         }
-        scratch.tidy();
+        scratch.tidy(largest);
     }
 }
 
@@ -127,7 +124,7 @@ mod tests {
 
     #[test]
     fn survives_a_panic() {
-        let pool = Pool::start(1).unwrap();
+        let pool = Pool::start(1, 1 << 20).unwrap();
         let (tell, told) = crossbeam_channel::bounded(1);
         pool.run(Demand::Read, |_| panic!("on purpose"));
         pool.run(Demand::Read, move |scratch| tell.send(scratch.space(5).len()).unwrap());
@@ -136,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_most_urgent_job_goes_first() {
-        let pool = Pool::start(1).unwrap();
+        let pool = Pool::start(1, 1 << 20).unwrap();
         let (open, gate) = crossbeam_channel::bounded::<()>(0);
         let (tell, told) = crossbeam_channel::unbounded();
         pool.run(Demand::Read, move |_| gate.recv().unwrap());

@@ -14,9 +14,6 @@ use crate::error::{FileError, OpenLayerError};
 use crate::key::LayerKey;
 use crate::layer::Layer;
 
-/// How long removing waits for the engine to let go of layers that have no source any more, altogether.
-const RELEASE: Duration = Duration::from_secs(1);
-
 /// All layers on disk, and those that are open.
 #[derive(Debug)]
 pub(crate) struct Shelf {
@@ -24,6 +21,8 @@ pub(crate) struct Shelf {
     /// Layers that were opened, each with a lock for those who work on its directory.
     open: Mutex<HashMap<LayerKey, Arc<Place>>>,
     budget: Arc<Budget>,
+    /// See [`StoreOptions::release`](crate::StoreOptions::release).
+    release: Duration,
 }
 
 /// One layer's place: held while its directory is made, opened or removed.
@@ -33,8 +32,8 @@ pub(crate) struct Place(Mutex<Weak<Layer>>);
 // === impl Shelf ===
 
 impl Shelf {
-    pub(crate) fn new(layers: PathBuf, budget: Arc<Budget>) -> Self {
-        Self { layers, open: Mutex::default(), budget }
+    pub(crate) fn new(layers: PathBuf, budget: Arc<Budget>, release: Duration) -> Self {
+        Self { layers, open: Mutex::default(), budget, release }
     }
 
     /// The directory that the layers' directories are in.
@@ -44,6 +43,11 @@ impl Shelf {
 
     pub(crate) fn place(&self, key: &LayerKey) -> Arc<Place> {
         Arc::clone(self.open.lock().entry(key.clone()).or_default())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> usize {
+        self.open.lock().len()
     }
 
     /// The layers on disk, in no particular order.
@@ -61,7 +65,7 @@ impl Shelf {
     /// Removes every layer that is neither in `keep` nor held by anybody, and says how many bytes that freed.
     pub(crate) fn remove_unused(&self, keep: &HashSet<LayerKey>) -> Result<u64, FileError> {
         let mut freed = 0u64;
-        let patience = Instant::now() + RELEASE;
+        let patience = Instant::now() + self.release;
         for key in self.keys()?.into_iter().filter(|key| !keep.contains(key)) {
             freed = freed.saturating_add(self.remove(&key, patience).unwrap_or(0));
         }
@@ -119,8 +123,8 @@ impl Shelf {
         }
     }
 
-    /// Drops the place of a layer that is gone, unless somebody has come for it again.
-    fn forget(&self, key: &LayerKey) {
+    /// Drops the place of a layer that is not there, which the caller has, unless somebody else has come for it.
+    pub(crate) fn forget(&self, key: &LayerKey) {
         let mut open = self.open.lock();
         if open.get(key).is_some_and(|place| {
             Arc::strong_count(place) == 2 && place.0.try_lock().is_some_and(|layer| layer.strong_count() == 0)
@@ -144,8 +148,8 @@ impl Place {
     }
 }
 
-/// Makes room whenever somebody found none, for as long as there is a shelf.
-pub(crate) async fn make_room(shelf: Weak<Shelf>, budget: Arc<Budget>) {
+/// Makes room whenever somebody found none, for as long as there is a shelf; `pause` is between two looks for what can go.
+pub(crate) async fn make_room(shelf: Weak<Shelf>, budget: Arc<Budget>, pause: Duration) {
     loop {
         budget.shortage().await;
         let Some(shelf) = shelf.upgrade() else { return };
@@ -158,12 +162,9 @@ pub(crate) async fn make_room(shelf: Weak<Shelf>, budget: Arc<Budget>) {
             Err(_) => return,
         }
         // What is left is in use: looking again and again would free nothing.
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
-
-/// Between two looks for what can go.
-const PAUSE: Duration = Duration::from_secs(5);
 
 /// Whether nobody holds the layer. The engine lets go of a layer a moment after its last source was detached: that moment is waited for.
 fn released(layer: &Weak<Layer>, patience: Instant) -> bool {

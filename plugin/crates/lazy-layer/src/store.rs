@@ -50,10 +50,11 @@ impl LayerStore {
         let budget = Budget::open(&layers, &options, shelf::disk_use(&layers)?)
             .map_err(FileError::of("open", &layers))?;
         let budget = Arc::new(budget);
+        let (release, trim_pause) = (options.release, options.trim_pause);
         let engine = Engine::start(options, Arc::clone(&budget), runtime.clone())
             .map_err(|source| OpenError::Thread { source })?;
-        let shelf = Arc::new(Shelf::new(layers, Arc::clone(&budget)));
-        runtime.spawn(shelf::make_room(Arc::downgrade(&shelf), budget));
+        let shelf = Arc::new(Shelf::new(layers, Arc::clone(&budget), release));
+        runtime.spawn(shelf::make_room(Arc::downgrade(&shelf), budget, trim_pause));
         Ok(Self { engine, boot, shelf })
     }
 
@@ -64,7 +65,12 @@ impl LayerStore {
         let name = key.directory_name()?;
         let place = self.shelf.place(key);
         let mut current = place.lock(key, self.engine.options.lock_timeout)?;
-        self.open_locked(key, &name, &mut current)
+        let opened = self.open_locked(key, &name, &mut current);
+        drop(current);
+        if !matches!(opened, Ok(Some(_))) {
+            self.shelf.forget(key);
+        }
+        opened
     }
 
     /// The layer, made from its zTOC unless it is there already. Blocking; call it off the async threads.
@@ -75,7 +81,23 @@ impl LayerStore {
         let name = key.directory_name()?;
         let place = self.shelf.place(key);
         let mut current = place.lock(key, self.engine.options.lock_timeout).map_err(open)?;
-        if let Some(layer) = self.open_locked(key, &name, &mut current).map_err(open)? {
+        let created = self.create_locked(key, &name, ztoc, &mut current);
+        drop(current);
+        if created.is_err() {
+            self.shelf.forget(key);
+        }
+        created
+    }
+
+    fn create_locked(
+        &self,
+        key: &LayerKey,
+        name: &str,
+        ztoc: &[u8],
+        current: &mut Weak<Layer>,
+    ) -> Result<Arc<Layer>, CreateError> {
+        let open = |source| CreateError::Open { source: Box::new(source) };
+        if let Some(layer) = self.open_locked(key, name, current).map_err(open)? {
             return Ok(layer);
         }
         let actual: [u8; 32] = Sha256::digest(ztoc).into();
@@ -86,9 +108,9 @@ impl LayerStore {
         let ztoc = Ztoc::decode(ztoc).map_err(|source| CreateError::Decode { source })?;
         let plan = Plan::of(&ztoc, self.engine.options.max_span)?;
         let layers = self.shelf.layers();
-        directory::create(layers, key, &name, &plan, &ztoc)?;
-        self.engine.budget.spent(directory::disk_use(&layers.join(&name))?);
-        self.open_locked(key, &name, &mut current)
+        directory::create(layers, key, name, &plan, &ztoc)?;
+        self.engine.budget.spent(directory::disk_use(&layers.join(name))?);
+        self.open_locked(key, name, current)
             .map_err(open)?
             .ok_or_else(|| CreateError::ReadBack { key: key.clone() })
     }
@@ -154,5 +176,22 @@ impl LayerStore {
             }
             Err(DirectoryError::File(error)) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever names layers that never come here must not make the daemon grow.
+    #[tokio::test]
+    async fn what_never_came_here_is_not_remembered() {
+        let root = tempfile::tempdir().unwrap();
+        let store = LayerStore::open(StoreOptions::new(root.path()), Handle::current()).unwrap();
+        let digest = |digit: char| format!("sha256:{}", String::from(digit).repeat(64)).parse().unwrap();
+        let key = LayerKey { layer: digest('a'), ztoc: digest('b') };
+        assert!(store.open_layer(&key).unwrap().is_none());
+        assert!(matches!(store.create_layer(&key, b"no zTOC"), Err(CreateError::Digest { .. })));
+        assert_eq!(store.shelf.places(), 0);
     }
 }

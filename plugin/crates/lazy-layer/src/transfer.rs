@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,9 +14,6 @@ use crate::landing::{End, Landing};
 use crate::layer::Layer;
 use crate::source::SourceError;
 use crate::sources::AttachedSource;
-
-/// The slowest link that a ranged read is given time for, in bytes a second.
-const SLOWEST_LINK: u64 = 64 << 10;
 
 /// See the module. When it is dropped unfinished, the board learns that.
 pub(crate) struct Transfer {
@@ -67,7 +63,7 @@ impl Transfer {
         // Without progress, and altogether; the time that it was made to wait does not count.
         let idle = self.engine.options.attempt_timeout;
         let len = self.range.end.saturating_sub(self.range.start);
-        let mut patience = idle.saturating_add(Duration::from_secs(len / SLOWEST_LINK));
+        let mut patience = self.engine.options.patience(len);
         let mut got = 0;
         loop {
             // Seen before the question, so that no change after it is missed.

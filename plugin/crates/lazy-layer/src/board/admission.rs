@@ -17,10 +17,6 @@ use crate::transfer::Transfer;
 
 /// So many times what the link holds is asked for ahead while nobody waits.
 const DEPTH: u64 = 4;
-/// Spans that the background has compared with their checksums at the same time.
-const MAX_RECHECKS: usize = 2;
-/// Hosts that are remembered though nothing is asked of them.
-const MAX_HOSTS: usize = 1024;
 /// Parts that this is asked for in, so that several connections share it.
 const PARTS: u64 = 4;
 
@@ -65,7 +61,7 @@ impl Inner {
     /// Begins all transfers that may begin now.
     fn dispatch(&mut self, engine: &Arc<Engine>, now: Instant, out: &mut Outbox) {
         self.refresh();
-        if self.hosts.len() > MAX_HOSTS {
+        if self.hosts.len() > engine.options.max_hosts {
             self.hosts.retain(|_, host| host.busy > 0);
         }
         let mut wake = None;
@@ -177,10 +173,7 @@ impl Inner {
                     break;
                 };
                 let name = source.source.host();
-                let host = self
-                    .hosts
-                    .entry(Arc::clone(&name))
-                    .or_insert_with(|| Host::new(options.max_connections_per_host));
+                let host = self.hosts.entry(Arc::clone(&name)).or_insert_with(|| Host::new(options));
                 if let Some(at) = host.not_before.filter(|at| *at > now) {
                     earlier(wake, at);
                     continue;
@@ -277,9 +270,7 @@ impl Inner {
         }
         loop {
             let host_is_free = |hosts: &mut std::collections::HashMap<Arc<str>, Host>, name: &Arc<str>| {
-                let host = hosts
-                    .entry(Arc::clone(name))
-                    .or_insert_with(|| Host::new(options.max_connections_per_host));
+                let host = hosts.entry(Arc::clone(name)).or_insert_with(|| Host::new(options));
                 if let Some(at) = host.not_before.filter(|at| *at > now) {
                     return Err(Some(at));
                 }
@@ -301,7 +292,7 @@ impl Inner {
                     continue;
                 }
                 // A few at a time, so that a read's own does not wait behind all of them.
-                Next::Suspect(..) if self.rechecks() >= MAX_RECHECKS => return,
+                Next::Suspect(..) if self.rechecks() >= options.max_rechecks => return,
                 Next::Suspect(layer, span) => {
                     let batch = self.number();
                     self.want(&layer, span, Demand::Fill, batch, now, out);

@@ -28,9 +28,6 @@ pub(crate) enum Verdict {
     Aborted,
 }
 
-/// Wishes for reading ahead that one layer may have in the queue; older ones are dropped.
-const MAX_AHEAD: usize = 256;
-
 impl Engine {
     /// Has spans fetched that are not here. Those that a read waits for must have it among their waiters already.
     pub(crate) fn want(self: &Arc<Self>, layer: &Arc<Layer>, wanted: &[(usize, Demand)]) {
@@ -85,7 +82,7 @@ impl Engine {
 
     /// There is no room on the disk for what nobody asked for.
     pub(crate) fn postpone_fill(self: &Arc<Self>, now: Instant) {
-        self.board.inner.lock().fill.rest(now);
+        self.board.inner.lock().fill.rest(now, self.options.full_pause);
     }
 
     /// The runtime is gone, and with it every hope.
@@ -147,7 +144,7 @@ impl Inner {
         wishes.spans.insert(span, wish);
         if demand == Demand::ReadAhead {
             slot.mark_ahead();
-            self.trim(layer.id());
+            self.trim(layer.id(), layer.options().max_ahead_queue);
         }
         if queued {
             self.enqueue(layer.id(), span);
@@ -155,10 +152,10 @@ impl Inner {
     }
 
     /// Drops the oldest wishes for reading ahead of a layer that has too many.
-    fn trim(&mut self, layer: LayerId) {
+    fn trim(&mut self, layer: LayerId, max: usize) {
         let queued = |ticket: &&super::Ticket| ticket.layer == layer && ticket.demand == Demand::ReadAhead;
         let count = self.queue.iter().filter(queued).count();
-        if count >= MAX_AHEAD
+        if count >= max
             && let Some(last) = self.queue.iter().rev().find(queued).copied()
         {
             self.forget(last.layer, last.span);

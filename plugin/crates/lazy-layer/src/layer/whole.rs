@@ -21,8 +21,6 @@ use crate::pool::Scratch;
 
 /// Bytes that are scanned at a time: some two milliseconds of a thread.
 const STEP: u64 = 2 << 20;
-/// Diff IDs of one layer that are remembered. An honest image can have only one.
-const MAX_CLAIMS: usize = 16;
 /// So many blocks of zeros behind the archive are tried before the layer's end is fetched once more: tar programs fill up to 20 blocks.
 const ZERO_BLOCKS: usize = 40;
 const BLOCK: [u8; 512] = [0; 512];
@@ -79,14 +77,12 @@ impl Whole {
 }
 
 impl Known {
-    fn claim(&mut self, claim: DiffId) {
+    fn claim(&mut self, claim: DiffId, max: usize) {
         self.claimed = true;
         match self.found {
             Some(found) => self.confirmed |= DiffId(found.digest) == claim,
             // Whatever is left out costs one more fetch of the layer's end.
-            None if self.claims.len() < MAX_CLAIMS && !self.claims.contains(&claim) => {
-                self.claims.push(claim)
-            }
+            None if self.claims.len() < max && !self.claims.contains(&claim) => self.claims.push(claim),
             None => {}
         }
     }
@@ -94,7 +90,7 @@ impl Known {
     fn find(&mut self, found: Checked) {
         self.found = Some(found);
         for claim in std::mem::take(&mut self.claims) {
-            self.claim(claim);
+            self.claim(claim, 0);
         }
     }
 
@@ -116,7 +112,7 @@ impl Layer {
         let claim = DiffId::of(diff_id)?;
         let agrees = {
             let mut known = self.whole.known.lock();
-            known.claim(claim);
+            known.claim(claim, self.options().max_claims);
             let found = known.found.filter(|_| self.is_all_here());
             found.map(|found| found.as_described && DiffId(found.digest) == claim)
         };
