@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
+use crate::keeper::HolderOptions;
 use crate::kernel::errand::Errand;
 use crate::telemetry::Level;
 
@@ -53,7 +54,7 @@ pub enum Command {
     Config(ConfigCommand),
     /// Hold descriptors for a daemon; started by it
     #[command(name = crate::keeper::client::COMMAND, hide = true)]
-    KeepDescriptors,
+    KeepDescriptors(HolderOptions),
     /// Do what may wait in the kernel for a daemon; started by it
     #[command(name = crate::kernel::errand::COMMAND, hide = true, subcommand)]
     KernelErrand(Errand),

@@ -155,6 +155,24 @@ impl Config {
         seconds(self.deadlines.drain_sec)
     }
 
+    /// How long each part of an unmount may take.
+    #[must_use]
+    pub fn unmount_deadline(&self) -> Duration {
+        seconds(self.deadlines.unmount_sec)
+    }
+
+    /// How long an unmount waits for the last users.
+    #[must_use]
+    pub fn in_use_patience(&self) -> Duration {
+        millis(self.deadlines.in_use_msec)
+    }
+
+    /// How long what is still under way is waited for at an end.
+    #[must_use]
+    pub fn release_patience(&self) -> Duration {
+        millis(self.deadlines.release_msec)
+    }
+
     /// How long a negative answer is believed.
     #[must_use]
     pub fn negative_ttl(&self) -> Duration {
@@ -208,8 +226,15 @@ pub fn count(value: i64) -> usize {
 }
 
 /// Negative counts as none.
-fn seconds(value: i64) -> Duration {
+#[must_use]
+pub fn seconds(value: i64) -> Duration {
     Duration::from_secs(u64::try_from(value).unwrap_or(0))
+}
+
+/// The same in milliseconds.
+#[must_use]
+pub fn millis(value: i64) -> Duration {
+    Duration::from_millis(u64::try_from(value).unwrap_or(0))
 }
 
 // === impl Mistake ===

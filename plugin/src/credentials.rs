@@ -11,12 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::keeper::Keeper;
 
-/// Repositories that are remembered at most; the one that was handed over first is forgotten first.
-const MAX_ENTRIES: usize = 4096;
-
 /// What was handed over, by registry host and repository.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Keyring {
+    /// Repositories that are remembered at most; the one that was handed over first is forgotten first.
+    max: usize,
     entries: Mutex<Entries>,
     /// Has a copy for the next daemon.
     keeper: Option<Keeper>,
@@ -68,12 +67,17 @@ pub struct FromKeyring(pub Arc<Keyring>);
 // === impl Keyring ===
 
 impl Keyring {
-    /// One that goes on with what `keeper` kept of an earlier one.
+    /// One for at most `max` repositories, which goes on with what `keeper` kept of an earlier one.
     #[must_use]
-    pub fn kept(keeper: Keeper, kept: Option<&[u8]>) -> Keyring {
-        let keyring = Keyring { keeper: Some(keeper), ..Keyring::default() };
+    pub fn kept(max: usize, keeper: Keeper, kept: Option<&[u8]>) -> Keyring {
+        let keyring = Keyring { keeper: Some(keeper), ..Keyring::alone(max) };
         keyring.restore(kept.unwrap_or(b"[]"));
         keyring
+    }
+
+    /// One that nobody keeps.
+    pub(crate) fn alone(max: usize) -> Keyring {
+        Keyring { max, entries: Mutex::default(), keeper: None }
     }
 
     /// What is not understood was written by another version, and is forgotten.
@@ -125,7 +129,7 @@ impl Keyring {
         entries.count = entries.count.wrapping_add(1);
         let number = entries.count;
         let key = (new.host, new.repository);
-        if !entries.by_repository.contains_key(&key) && entries.by_repository.len() >= MAX_ENTRIES {
+        if !entries.by_repository.contains_key(&key) && entries.by_repository.len() >= self.max {
             let oldest = entries
                 .by_repository
                 .iter()
@@ -165,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_repository_of_one_host() {
-        let keyring = Arc::new(Keyring::default());
+        let keyring = Arc::new(Keyring::alone(2));
         keyring.add(entry("h:5000", "a/b", "old"));
         keyring.add(entry("h:5000", "a/b", "hunter2"));
         let source = FromKeyring(Arc::clone(&keyring));
@@ -177,11 +181,11 @@ mod tests {
 
     #[test]
     fn what_was_kept_comes_back() {
-        let keyring = Keyring::default();
+        let keyring = Keyring::alone(2);
         keyring.add(entry("h:5000", "a/b", "hunter2"));
         let handed = Handed { plain_http: true, ..Handed::default() };
         keyring.add(HandedOver { host: "h".into(), repository: "r".into(), handed: handed.clone() });
-        let again = Keyring::default();
+        let again = Keyring::alone(2);
         again.restore(&keyring.to_bytes());
         assert_eq!(again.get("h", "r"), Some(handed));
         let login = again.get("h:5000", "a/b").unwrap().credentials.unwrap();
@@ -192,11 +196,12 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let keyring = Keyring::default();
-        for number in 0..=MAX_ENTRIES {
+        let keyring = Keyring::alone(2);
+        for number in 0..3 {
             keyring.add(entry("h", &number.to_string(), "s"));
         }
         assert!(keyring.get("h", "0").is_none());
         assert!(keyring.get("h", "1").is_some());
+        assert!(keyring.get("h", "2").is_some());
     }
 }

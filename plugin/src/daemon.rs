@@ -3,17 +3,15 @@
 use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::{self, Write as _};
-use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use lazy_layer::{DropPolicy, FillOptions, LayerStore, StoreOptions};
+use lazy_layer::LayerStore;
 use parking_lot::Mutex;
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::{self, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
@@ -21,23 +19,23 @@ mod agreement;
 mod client;
 mod lazy;
 mod metrics;
+mod options;
 mod socket;
 mod supervise;
 
 use crate::adopt::{self, AdoptError};
 use crate::args::{Args, Command, ConfigCommand};
-use crate::config::{Config, LoadError, bytes, count, or};
+use crate::config::{Config, LoadError, count};
 use crate::credentials::Keyring;
-use crate::fuse::FuseOptions;
 use crate::grpc::{OwnService, SnapshotsService};
 use crate::keeper::{self, Keeper};
-use crate::kernel::{Kernel, KernelOptions, errand};
+use crate::kernel::{Kernel, errand};
 use crate::notify::notify;
-use crate::resolve::{self, Registries, Resolver};
+use crate::resolve::{Registries, Resolver};
 use crate::snapshot::overlay::OverlayOptions;
 use crate::snapshot::{self, Slot, SnapshotError, Snapshotter};
 use crate::telemetry;
-use crate::unpack::{self, Unpacker};
+use crate::unpack::Unpacker;
 use lazy::{LazyBackend, Mounting};
 use metrics::Endpoint;
 use socket::Socket;
@@ -138,13 +136,15 @@ fn run(args: &Args) -> Result<ExitCode, DaemonError> {
     match &args.command {
         Some(Command::Config(ConfigCommand::Default)) => return print(&Config::default()),
         Some(Command::Config(ConfigCommand::Dump)) => return print(&Config::load(file, asked_for)?),
-        Some(Command::KeepDescriptors) => {
-            return keeper::process::main(&args.root).map(|()| ExitCode::SUCCESS).map_err(DaemonError::Keep);
+        Some(Command::KeepDescriptors(options)) => {
+            return keeper::process::main(&args.root, *options)
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(DaemonError::Keep);
         }
         Some(Command::KernelErrand(errand)) => {
             return errand::main(errand).map(|()| ExitCode::SUCCESS).map_err(DaemonError::Errand);
         }
-        None if args.supervise => return supervise::supervise(args),
+        None if args.supervise => return supervise::supervise(args, &Config::load(file, asked_for)?),
         None => {}
     }
     // Before there are threads and descriptors of our own.
@@ -152,11 +152,15 @@ fn run(args: &Args) -> Result<ExitCode, DaemonError> {
     adopt::keep_to_ourselves();
     let config = Config::load(file, asked_for)?;
     // Only a program that embeds this one has a subscriber already.
-    let _ = telemetry::init(args.log_level, config.fuse.log_fuse_operations);
-    let runtime = Runtime::new().map_err(DaemonError::Runtime)?;
+    let _ = telemetry::init(args.log_level, config.fuse.log_fuse_operations, options::brake(&config));
+    let runtime = runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(count(config.limits.blocking_threads).max(1))
+        .build()
+        .map_err(DaemonError::Runtime)?;
     let result = runtime.block_on(serve(args, &config, inherited));
     // What still runs waits for a registry, and nobody waits for it.
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    runtime.shutdown_timeout(config.release_patience());
     result.map(|()| ExitCode::SUCCESS)
 }
 
@@ -202,11 +206,12 @@ async fn serve(args: &Args, config: &Config, inherited: Vec<(String, OwnedFd)>) 
             let _ = stopped.await;
         }));
     if let Some(metrics) = metrics {
-        tokio::spawn(metrics.serve(parts.snapshotter.clone()));
+        tokio::spawn(metrics.serve(parts.snapshotter.clone(), options::metrics_options(config)));
     }
     if let Some((containerd, address)) = parts.containerd.clone().zip(address) {
         let snapshotter = parts.snapshotter.clone();
-        tokio::spawn(async move { agreement::reach(containerd, snapshotter, &address).await });
+        let options = options::agreement_options(config);
+        tokio::spawn(async move { agreement::reach(containerd, snapshotter, &address, options).await });
     }
     notify("READY=1");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), root = %args.root.display(), "soci-snapshotter-grpc successfully started");
@@ -299,43 +304,36 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
     }
     raise_descriptor_limit();
 
-    let (keeper, kept) = Keeper::open(root, kept);
-    let keyring = Arc::new(Keyring::kept(keeper.clone(), kept.secrets.as_deref()));
-    let registries =
-        Arc::new(Registries::new(client::client_options(config, &keyring), Arc::clone(&keyring)));
+    let (keeper, kept) = Keeper::open(root, kept, options::keeper_options(config));
+    let keyring =
+        Arc::new(Keyring::kept(count(config.limits.credentials), keeper.clone(), kept.secrets.as_deref()));
+    let registries = Arc::new(Registries::new(
+        client::client_options(config, &keyring),
+        options::greet_options(config),
+        Arc::clone(&keyring),
+    ));
     let address = Path::new(&config.content_store.containerd_address);
     let channel =
         soci_store::connect(address, config.containerd_deadline()).map_err(DaemonError::Containerd)?;
     // The namespace is chosen anew for each request; this one only fills the place.
     let containerd = "default".parse().ok().map(|namespace| soci_store::Containerd::new(channel, namespace));
-    let layers =
-        LayerStore::open(layer_options(root, config), Handle::current()).map_err(DaemonError::Layers)?;
+    let layers = LayerStore::open(options::layer_options(root, config), Handle::current())
+        .map_err(DaemonError::Layers)?;
     let layers = Arc::new(layers);
     let resolver = Resolver::new(
-        resolve_options(config),
+        options::resolve_options(config),
         Arc::clone(&registries),
         containerd.clone(),
         Arc::clone(&layers),
     );
     let overlay = OverlayOptions::of_this_system();
-    let unpacker = Arc::new(Unpacker::new(
-        unpack::Options {
-            at_once: count(config.limits.unpacks),
-            stall: config.unpack_stall(),
-            userxattr: overlay.userxattr,
-        },
-        Arc::clone(&resolver),
-    ));
+    let unpacker = Arc::new(Unpacker::new(options::unpack_options(config, overlay), Arc::clone(&resolver)));
     let kernel = kernel_front_end(root, config, overlay);
     let backend = LazyBackend {
         resolver,
         unpacker,
         mounting: Mounting {
-            fuse: FuseOptions {
-                threads: count(config.fuse.threads),
-                read_ahead_kib: kib(config.fuse.read_ahead_kib),
-                layer_file: kernel.is_some(),
-            },
+            fuse: options::fuse_options(config, kernel.is_some()),
             mount_deadline: config.mount_deadline(),
             kernel,
             attach_deadline: config.attach_deadline(),
@@ -343,12 +341,7 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
         keeper: keeper.clone(),
         kept: Mutex::new((0..).map(Slot).zip(kept.mounts).collect()),
     };
-    let options = snapshot::Options {
-        min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
-        restores: count(config.limits.restores),
-        restore_deadline: config.resolve_deadline(),
-        overlay,
-    };
+    let options = options::snapshot_options(config, overlay);
     let snapshotter = Snapshotter::open(root, options, Arc::new(backend)).map_err(DaemonError::Snapshots)?;
     Ok(Parts { snapshotter, keyring, registries, layers, containerd, keeper })
 }
@@ -362,11 +355,8 @@ fn kernel_front_end(root: &Path, config: &Config, overlay: OverlayOptions) -> Op
         tracing::info!("layers are mounted through FUSE alone: loop devices belong to the whole machine");
         return None;
     }
-    let options = KernelOptions {
-        read_ahead_kib: kib(config.fuse.read_ahead_kib),
-        local_read_ahead_kib: kib(config.fuse.local_read_ahead_kib),
-    };
-    match Kernel::probe(root, options) {
+    let (options, patience) = options::kernel_options(config);
+    match Kernel::probe(root, options, patience) {
         Ok(kernel) => {
             tracing::info!("layers are mounted through FUSE, and by the kernel's EROFS above it");
             Some(kernel)
@@ -375,70 +365,6 @@ fn kernel_front_end(root: &Path, config: &Config, overlay: OverlayOptions) -> Op
             tracing::info!(error = telemetry::chain(&error), "layers are mounted through FUSE alone");
             None
         }
-    }
-}
-
-fn kib(number: i64) -> u32 {
-    u32::try_from(number).unwrap_or(0)
-}
-
-fn layer_options(root: &Path, config: &Config) -> StoreOptions {
-    let mut options = StoreOptions::new(root);
-    options.max_disk = config.max_disk();
-    options.min_free = config.min_free();
-    if config.limits.inflate_threads > 0 {
-        options.inflate_threads = count(config.limits.inflate_threads);
-    }
-    options.read_deadline = config.read_deadline();
-    let limits = &config.limits;
-    options.max_fetches = count(limits.fetches).max(1);
-    options.max_connections_per_host = count(limits.connections_per_host).max(1);
-    options.max_range = bytes(&limits.range_bytes);
-    options.max_read_ahead = bytes(&limits.read_ahead_bytes);
-    options.max_ahead_while_waiting = bytes(&limits.ahead_while_waiting_bytes);
-    options.max_bytes_in_flight = bytes(&limits.in_flight_bytes).max(1);
-    options.max_span = bytes(&limits.span_bytes);
-    options.max_waiters = count(limits.waiting_reads).max(1);
-    options.attempt_timeout = Duration::from_secs(count(config.deadlines.fetch_stall_sec) as u64);
-    let blob = &config.blob;
-    options.first_backoff = Duration::from_millis(count(or(blob.min_wait_msec, 50)) as u64);
-    options.max_backoff = Duration::from_millis(count(or(blob.max_wait_msec, 5_000)) as u64);
-    options.max_retries = (blob.max_retries != 0).then(|| u32::try_from(blob.max_retries).unwrap_or(0));
-    options.fill = fill_options(config);
-    options.lock_timeout = config.mount_deadline();
-    // Upstream counts what comes after the first download.
-    let again = config.blob.max_span_verification_retries;
-    if again > 0 {
-        options.span_attempts = u32::try_from(again).unwrap_or(u32::MAX).saturating_add(1);
-    }
-    options
-}
-
-fn fill_options(config: &Config) -> FillOptions {
-    let keys = &config.background_fetch;
-    let millis = |value| Duration::from_millis(count(value) as u64);
-    FillOptions {
-        disable: keys.disable,
-        silence: millis(keys.silence_period_msec),
-        period: millis(keys.fetch_period_msec),
-        bytes_per_second: NonZeroU64::new(bytes(&keys.bytes_per_sec)),
-        max_queue: usize::try_from(keys.max_queue_size).unwrap_or(usize::MAX),
-        drop: if keys.drop_policy == "oldest" { DropPolicy::Oldest } else { DropPolicy::Newest },
-    }
-}
-
-fn resolve_options(config: &Config) -> resolve::Options {
-    resolve::Options {
-        v1: config.soci_v1.enable,
-        v2: config.soci_v2.enable,
-        resolve_deadline: config.resolve_deadline(),
-        mount_deadline: config.mount_deadline(),
-        containerd_deadline: config.containerd_deadline(),
-        negative_ttl: config.negative_ttl(),
-        found_ttl: config.found_ttl(),
-        images: count(or(config.general.resolve_result_entry, 256)),
-        max_ztoc_bytes: config.max_ztoc_bytes(),
-        layers_ahead: count(config.limits.layers_ahead),
     }
 }
 

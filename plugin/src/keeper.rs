@@ -31,6 +31,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use process::HolderOptions;
 pub use record::{Agreed, MountRecord};
 
 use crate::snapshot::{Id, LazyRecord};
@@ -40,10 +41,17 @@ use systemd::FdStore;
 
 const MOUNT: &str = "soci-mount-";
 const SECRETS: &str = "soci-secrets-";
-/// Bytes of secrets that are kept.
-const MAX_SECRETS: usize = 64 << 20;
-/// Between two attempts to start a keeper in the place of one that died.
-const AGAIN: Duration = Duration::from_secs(5);
+
+/// How a keeper is found, and what it may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeeperOptions {
+    /// For a keeper process that is started; one that is there goes on with its own.
+    pub holder: HolderOptions,
+    /// How long it may take to answer, that it is looked for at the start, and between two attempts to replace one that died.
+    pub answer: Duration,
+    /// Bytes of secrets that are taken back.
+    pub secrets_bytes: usize,
+}
 
 /// A handle on the keeper, wherever it is. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -51,6 +59,7 @@ pub struct Keeper(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    options: KeeperOptions,
     place: Mutex<Place>,
     next: AtomicU64,
     warned: AtomicBool,
@@ -151,18 +160,18 @@ impl Keeper {
 
     /// The keeper of the daemon at `root` (an absolute path), started where there is none, and what it kept. `inherited` is what a service
     /// manager kept. Blocking.
-    pub fn open(root: &Path, inherited: Vec<(String, OwnedFd)>) -> (Keeper, Kept) {
+    pub fn open(root: &Path, inherited: Vec<(String, OwnedFd)>, options: KeeperOptions) -> (Keeper, Kept) {
         let mut found: BTreeMap<Name, Vec<OwnedFd>> = BTreeMap::new();
         for (name, descriptor) in inherited {
             if let Some(name) = named(&name) {
                 found.entry(name).or_default().push(descriptor);
             }
         }
-        let place = match FdStore::of_this_service() {
+        let place = match FdStore::of_this_service(options.answer) {
             Some(mut store) => {
                 found.keys().for_each(|name| store.has(name.clone()));
                 // Of a life outside systemd.
-                if let Some(mut client) = Client::find(root) {
+                if let Some(mut client) = Client::find(root, options) {
                     for (name, descriptors) in copies(&client) {
                         if store.hold(name.clone(), &descriptors).is_ok() {
                             found.insert(name, descriptors);
@@ -172,7 +181,7 @@ impl Keeper {
                 }
                 Place::Systemd(store)
             }
-            None => match Client::open(root) {
+            None => match Client::open(root, options) {
                 Ok(mut client) => {
                     let copied = copies(&client);
                     for (name, descriptors) in found
@@ -192,6 +201,7 @@ impl Keeper {
         };
         let next = found.keys().filter_map(Name::number).max().map_or(0, |last| last.saturating_add(1));
         let keeper = Keeper(Arc::new(Shared {
+            options,
             place: Mutex::new(place),
             next: AtomicU64::new(next),
             warned: AtomicBool::new(false),
@@ -264,8 +274,8 @@ impl Keeper {
     ///
     /// # Errors
     /// It does not answer.
-    pub fn end_of(root: &Path) -> io::Result<()> {
-        match Client::find(root) {
+    pub fn end_of(root: &Path, options: KeeperOptions) -> io::Result<()> {
+        match Client::find(root, options) {
             Some(mut client) => client.end(),
             None => Ok(()),
         }
@@ -295,7 +305,7 @@ impl Keeper {
         for (name, descriptors) in found {
             if name.0.starts_with(SECRETS) {
                 let secrets = descriptors.into_iter().next().map(File::from);
-                match secrets.and_then(|file| record::read(&file, MAX_SECRETS).ok()) {
+                match secrets.and_then(|file| record::read(&file, self.0.options.secrets_bytes).ok()) {
                     // Names are sorted: the last one counts.
                     Some(secrets) => {
                         kept.secrets = Some(secrets);
@@ -368,8 +378,9 @@ fn watched(shared: &Weak<Shared>) -> bool {
         Ok(false) => return false,
         Err(error) => {
             tracing::error!(error = %error, "the keeper has ended and cannot be started again");
+            let pause = shared.options.answer;
             drop(shared);
-            thread::sleep(AGAIN);
+            thread::sleep(pause);
         }
     }
     true

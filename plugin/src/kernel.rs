@@ -42,12 +42,6 @@ pub use probe::ProbeError;
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Name of the directory beside `fs`.
 const DIRECTORY: &str = "erofs";
-/// How long an unmount waits for an exchange of the backing file that is under way.
-const EXCHANGE_PATIENCE: Duration = Duration::from_secs(2);
-/// How long it waits for reads that the kernel has begun ahead of readers who have gone.
-const UNMOUNT_PATIENCE: Duration = Duration::from_millis(200);
-/// How long the process that unmounts may take to come to it.
-const ERRAND_PATIENCE: Duration = Duration::from_secs(10);
 /// Stack of the thread that waits for them.
 const STACK: usize = 128 << 10;
 
@@ -60,12 +54,25 @@ pub struct KernelOptions {
     /// The same for a layer that is complete on the local disk.
     #[arg(long)]
     pub local_read_ahead_kib: u32,
+    /// Loop devices that are tried while others are faster with them.
+    #[arg(long)]
+    pub loop_attempts: u32,
+}
+
+/// How long an unmount waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For the process that unmounts to come to it, and for an exchange of the backing file that is under way. Default 10 s.
+    pub unmount: Duration,
+    /// For reads that the kernel has begun ahead of readers who have gone. Default 200 ms.
+    pub reads: Duration,
 }
 
 /// The kernel front end, on a machine that was found to have it.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     options: KernelOptions,
+    patience: Patience,
     /// This program, for errands.
     program: PathBuf,
 }
@@ -77,6 +84,7 @@ pub struct KernelMount {
     mount_point: PathBuf,
     layer: Arc<Layer>,
     options: KernelOptions,
+    patience: Patience,
     program: PathBuf,
     /// Its bytes come from the local file.
     local: AtomicBool,
@@ -123,6 +131,22 @@ pub struct KernelError {
     pub source: io::Error,
 }
 
+// === impl KernelOptions ===
+
+impl Default for KernelOptions {
+    fn default() -> KernelOptions {
+        KernelOptions { read_ahead_kib: 1024, local_read_ahead_kib: 1024, loop_attempts: 64 }
+    }
+}
+
+// === impl Patience ===
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience { unmount: Duration::from_secs(10), reads: Duration::from_millis(200) }
+    }
+}
+
 // === impl Kernel ===
 
 impl Kernel {
@@ -130,9 +154,9 @@ impl Kernel {
     ///
     /// # Errors
     /// What it lacks.
-    pub fn probe(scratch: &Path, options: KernelOptions) -> Result<Kernel, ProbeError> {
-        probe::probe(scratch)?;
-        Ok(Kernel { options, program: PathBuf::from(THIS_PROGRAM) })
+    pub fn probe(scratch: &Path, options: KernelOptions, patience: Patience) -> Result<Kernel, ProbeError> {
+        probe::probe(scratch, options)?;
+        Ok(Kernel { options, patience, program: PathBuf::from(THIS_PROGRAM) })
     }
 
     /// The same for a process that is not the daemon but has it at hand.
@@ -158,6 +182,7 @@ impl Kernel {
             mount_point: fuse_at.with_file_name(DIRECTORY),
             layer: Arc::clone(layer),
             options: self.options,
+            patience: self.patience,
             program: self.program.clone(),
             local: AtomicBool::new(backing == Some(Backing::Local)),
             mounted: Mutex::new(true),
@@ -229,7 +254,7 @@ impl KernelMount {
             .map_err(failed("unmount", &self.mount_point))?;
         let unmounting = self.unmounted(&heard)?;
         // Who is exchanging the file finds no mount any more.
-        if let Some(mut mounted) = self.mounted.try_lock_for(EXCHANGE_PATIENCE) {
+        if let Some(mut mounted) = self.mounted.try_lock_for(self.patience.unmount) {
             *mounted = false;
         }
         Ok(unmounting)
@@ -237,10 +262,10 @@ impl KernelMount {
 
     /// Waits until it is, or only the kernel's own reads are in the way.
     fn unmounted(&self, heard: &Receiver<Unmounted>) -> Result<Unmounting, KernelError> {
-        let deadline = Instant::now() + ERRAND_PATIENCE;
+        let deadline = Instant::now() + self.patience.unmount;
         let (mut in_use, mut out_of_sight) = (false, false);
         loop {
-            match heard.recv_timeout(UNMOUNT_PATIENCE) {
+            match heard.recv_timeout(self.patience.reads) {
                 Ok(Unmounted::Ended(ended)) => return ended.map(|()| Unmounting::Done),
                 Ok(Unmounted::InUse) => in_use = true,
                 Err(_) if out_of_sight && in_use => return Ok(Unmounting::Done),

@@ -21,7 +21,7 @@ mod registries;
 mod source;
 
 pub use content::ArtifactError;
-pub use registries::Registries;
+pub use registries::{GreetOptions, Registries};
 
 use crate::snapshot::LazyRecord;
 use crate::snapshot::labels::LayerRequest;
@@ -29,13 +29,6 @@ use content::{Origin, What, fetch};
 use flights::Flights;
 use index::{FoundIndex, ImageKey, IndexOutcome};
 use source::RegistryBlob;
-
-/// How long a question goes on being looked into when nobody waits for it any more. Long enough for a slow registry's answer to be there
-/// for the next who asks; nobody's patience depends on it.
-const FLIGHT: Duration = Duration::from_secs(30);
-/// Layers that are being made at the same time, at most, before the oldest one's waiters are told to look for themselves. More than calls
-/// that can be under way; each is a few hundred bytes.
-const LAYER_FLIGHTS: usize = 1024;
 
 /// How to look.
 #[derive(Clone, Copy, Debug)]
@@ -46,19 +39,34 @@ pub struct Options {
     pub v2: bool,
     /// How long an index may take.
     pub resolve_deadline: Duration,
+    /// How long looking for an index goes on when nobody waits for it any more. Long enough for a slow registry's answer to be there for the next who asks.
+    pub find_deadline: Duration,
+    /// How long the registry may take to say where a layer is before anybody reads. Whoever reads then asks again, with a patience of his own.
+    pub locate_deadline: Duration,
     /// How long the layer may take after that.
     pub mount_deadline: Duration,
     /// How long containerd may take.
     pub containerd_deadline: Duration,
+    /// How long putting an index into its store may wait for another who does, and is protected from garbage collection.
+    pub store_deadline: Duration,
+    /// How long after an index it is put there: the zTOCs that its layers need arrive meanwhile.
+    pub keep_after: Duration,
     /// How long "no index" and failures are believed.
     pub negative_ttl: Duration,
     /// How long a found index is believed to be the newest.
     pub found_ttl: Duration,
     /// Images remembered.
     pub images: usize,
+    /// Layers that are being made at the same time, before the oldest one's waiters are told to look for themselves. Each is a few hundred bytes.
+    pub layers: usize,
+    /// Referrers that are looked at, newest first, before the image counts as one without an index. Each costs a round trip of the time that
+    /// [`Self::resolve_deadline`] allows for all.
+    pub referrers: usize,
+    /// Times that a layer's diff ID is looked for.
+    pub diff_id_attempts: usize,
     /// Largest zTOC, bytes.
     pub max_ztoc_bytes: u64,
-    /// Layer files made at the same time before their Prepare comes.
+    /// Layers of an image that are located, and files made, at the same time before their Prepare comes; at 0 no files are made.
     pub layers_ahead: usize,
 }
 
@@ -121,10 +129,12 @@ impl Resolver {
         Arc::new(Resolver {
             options,
             registries,
-            containerd: containerd.map(|containerd| containerd.with_deadline(options.containerd_deadline)),
+            containerd: containerd.map(|containerd| {
+                containerd.with_deadline(options.containerd_deadline).with_patience(options.store_deadline)
+            }),
             layers,
             images: Flights::new(options.images),
-            making: Flights::new(LAYER_FLIGHTS),
+            making: Flights::new(options.layers),
             ahead: Semaphore::new(options.layers_ahead),
         })
     }
@@ -280,12 +290,12 @@ impl Resolver {
             IndexOutcome::Absent(_) | IndexOutcome::Failed(_) => negative,
         };
         let this = Arc::clone(self);
-        let asked = key.clone();
+        let (asked, limit) = (key.clone(), self.options.find_deadline);
         self.images
             .ask(key, self.options.resolve_deadline, ttl, move || async move {
-                tokio::time::timeout(FLIGHT, this.find_index(asked))
+                tokio::time::timeout(limit, this.find_index(asked))
                     .await
-                    .unwrap_or_else(|_| IndexOutcome::Failed(format!("no answer within {FLIGHT:?}")))
+                    .unwrap_or_else(|_| IndexOutcome::Failed(format!("no answer within {limit:?}")))
             })
             .await
     }

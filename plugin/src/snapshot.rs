@@ -25,7 +25,7 @@ pub mod store;
 mod tree;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use backend::{
     Asked, Attempt, Backend, Below, Directories, FrontEnd, KeptLayer, LazyMount, Look, Sight, Slot,
@@ -57,6 +57,8 @@ pub struct Options {
     pub restores: usize,
     /// How long the start waits for them; the others come while requests are served.
     pub restore_deadline: Duration,
+    /// Clean-ups that wait for a pass, at least one; one more fails.
+    pub cleanups: usize,
     /// What the kernel wants to hear.
     pub overlay: OverlayOptions,
 }
@@ -154,7 +156,7 @@ impl Snapshotter {
             source,
         })?;
         let store = Store::open(&root.join("snapshotter/metadata.redb"))?;
-        let (cleaner, requests) = mpsc::channel(clean::QUEUE);
+        let (cleaner, requests) = mpsc::channel(options.cleanups.max(1));
         let shared = Arc::new(Shared {
             store,
             tree,

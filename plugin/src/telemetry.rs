@@ -16,7 +16,7 @@ mod limit;
 pub mod metrics;
 
 pub use json::JsonLines;
-pub use limit::Limiter;
+pub use limit::{Brake, Limiter};
 
 /// How much is said, with logrus' names: `panic`, `fatal`, `error`, `warn` or `warning`, `info`, `debug`, `trace`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +77,14 @@ impl fmt::Display for Level {
     }
 }
 
-/// Sends everything at `level` and above to stdout, for the whole process; the requests of file systems only with `fuse_operations`.
+/// Sends everything at `level` and above to stdout, for the whole process; the requests of file systems only with `fuse_operations`. What outsiders
+/// can cause at will is held back by `brake`.
 ///
 /// # Errors
 /// When the process has a subscriber already.
-pub fn init(level: Level, fuse_operations: bool) -> Result<(), TryInitError> {
+pub fn init(level: Level, fuse_operations: bool, brake: Brake) -> Result<(), TryInitError> {
     tracing_subscriber::registry()
-        .with(JsonLines::stdout().with_filter(level.targets(fuse_operations)))
+        .with(JsonLines::stdout(brake).with_filter(level.targets(fuse_operations)))
         .try_init()
 }
 

@@ -26,14 +26,13 @@ use crate::snapshot::labels::LayerRequest;
 use crate::telemetry::chain;
 use stream::{Decompressed, Hashed, Piece, Pieces};
 
-/// Pieces of the blob between the task and the thread: some hundred KiB, enough to bridge a pause of either.
-const QUEUE: usize = 16;
-
 /// How to unpack.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Layers at the same time.
     pub at_once: usize,
+    /// Pieces of the blob between the task and the thread, at least one: some hundred KiB bridge a pause of either.
+    pub pieces: usize,
     /// How long it may go without a byte.
     pub stall: Duration,
     /// Which attribute marks an opaque directory.
@@ -121,7 +120,7 @@ impl Unpacker {
         let (descriptor, diff_id) = self.layer(namespace, &repository, request).await?;
         let blob = self.blob(namespace, &repository, &descriptor).await?;
 
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (sender, receiver) = mpsc::channel(self.options.pieces);
         let pump = tokio::spawn(pump(blob, sender, self.options.stall));
         let userxattr = self.options.userxattr;
         let (digest, target) = (layer.clone(), at.clone());

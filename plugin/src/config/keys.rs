@@ -93,6 +93,8 @@ macro_rules! tables {
 const ANY: RangeInclusive<i64> = i64::MIN..=i64::MAX;
 const NATURAL: RangeInclusive<i64> = 0..=i64::MAX;
 const SECONDS: RangeInclusive<i64> = 1..=86_400;
+const MILLISECONDS: RangeInclusive<i64> = 1..=86_400_000;
+const COUNT: RangeInclusive<i64> = 1..=1_048_576;
 
 tables! {
     /// Keys outside every table.
@@ -191,6 +193,10 @@ tables! {
         read_ahead_kib "fuse.read_ahead_kib": Int(0..=65_536) = 1_024;
         /// KiB that the kernel reads ahead of a reader of a layer that is complete on the local disk (ours).
         local_read_ahead_kib "fuse.local_read_ahead_kib": Int(0..=65_536) = 1_024;
+        /// Reads of one layer that the kernel may have under way ahead of their readers and for the loop device above; those that wait for data must leave room for those that do not (ours).
+        max_background "fuse.max_background": Int(16..=65_535) = 256;
+        /// Loop devices that are tried for one layer while others are faster with them (ours).
+        loop_attempts "fuse.loop_attempts": Int(1..=65_536) = 64;
         /// Logs each file system request, where --log-level is debug or trace.
         log_fuse_operations "fuse.log_fuse_operations": Bool = false;
     }
@@ -208,6 +214,8 @@ tables! {
         drop_policy "background_fetch.drop_policy": Choice(&["newest", "oldest"]) = "newest";
         /// Bytes a second at most, such as "10mb"; empty for the speed of the link (ours).
         bytes_per_sec "background_fetch.bytes_per_sec": Size = "";
+        /// Milliseconds before a layer is looked at again of which everything missing has failed lately (ours).
+        retry_msec "background_fetch.retry_msec": Int(MILLISECONDS) = 1_000;
         /// Accepted for upstream's sake.
         emit_metric_period_sec "background_fetch.emit_metric_period_sec": Int(NATURAL) = 10;
     }
@@ -217,6 +225,8 @@ tables! {
         kind "content_store.type": Choice(&["containerd", "soci"]) = "containerd";
         /// containerd's socket.
         containerd_address "content_store.containerd_address": Text = "/run/containerd/containerd.sock";
+        /// Seconds between finding an index and putting it into containerd's store: what its layers need arrives meanwhile (ours).
+        keep_after_sec "content_store.keep_after_sec": Int(0..=3_600) = 3;
     }
     /// Fetching what a prefetch artifact lists.
     Prefetch prefetch {
@@ -280,6 +290,12 @@ tables! {
         host "resolver.host": Hosts = BTreeMap::new();
         /// Directories with containerd's <host>/hosts.toml files, separated by colons as in containerd's key of this name; the first that has the host wins, empty for none (ours).
         config_path "resolver.config_path": Text = "";
+        /// Seconds that the directories of config_path are not looked at again (ours).
+        config_ttl_sec "resolver.config_ttl_sec": Int(0..=86_400) = 10;
+        /// Seconds that a blob is looked for where it was found, before mirrors that come earlier are asked again (ours).
+        place_ttl_sec "resolver.place_ttl_sec": Int(0..=86_400) = 300;
+        /// Seconds that a host which could not be reached comes after the others of its registry (ours).
+        demotion_sec "resolver.demotion_sec": Int(0..=86_400) = 30;
     }
     /// What becomes a lazy mount, and what happens at a restart.
     Snapshotter snapshotter {
@@ -292,16 +308,42 @@ tables! {
     Deadlines deadlines {
         /// Seconds to find an image's index before containerd pulls it the ordinary way.
         resolve_sec "deadlines.resolve_sec": Int(SECONDS) = 5;
+        /// Seconds that looking for an index goes on for the next who asks, when nobody waits for it any more.
+        find_sec "deadlines.find_sec": Int(SECONDS) = 30;
+        /// Seconds that a registry may take to answer what is asked before anybody needs it.
+        greet_sec "deadlines.greet_sec": Int(SECONDS) = 10;
+        /// Seconds that a credential helper of docker's may take.
+        credential_helper_sec "deadlines.credential_helper_sec": Int(SECONDS) = 30;
+        /// Seconds that a registry is left alone at most, whatever its Retry-After says.
+        retry_after_sec "deadlines.retry_after_sec": Int(SECONDS) = 60;
+        /// Seconds that putting an index into containerd's store may wait for another who does, and that it is protected from garbage collection meanwhile.
+        store_sec "deadlines.store_sec": Int(SECONDS) = 600;
         /// Seconds that an answer of containerd's may take.
         containerd_sec "deadlines.containerd_sec": Int(SECONDS) = 2;
+        /// Seconds after the start in which it is tried to find out which snapshots containerd does not know.
+        agree_sec "deadlines.agree_sec": Int(SECONDS) = 300;
+        /// Seconds that containerd may take to collect those.
+        collect_sec "deadlines.collect_sec": Int(SECONDS) = 120;
         /// Seconds for a layer's EROFS mount before containers read FUSE itself.
         attach_sec "deadlines.attach_sec": Int(SECONDS) = 5;
         /// Seconds without a byte after which a request for spans is given up and made anew.
         fetch_stall_sec "deadlines.fetch_stall_sec": Int(SECONDS) = 30;
+        /// Seconds that a connection to a registry is kept though nothing is asked by way of it.
+        idle_connection_sec "deadlines.idle_connection_sec": Int(SECONDS) = 60;
+        /// Bytes a second of the slowest link that a request for spans is given time for, on top of that.
+        slowest_link "deadlines.slowest_link": Size = "64kb";
         /// Seconds without a byte after which unpacking a layer here is given up.
         unpack_stall_sec "deadlines.unpack_stall_sec": Int(SECONDS) = 30;
         /// Seconds for requests in flight and mounts to end when the daemon is stopped.
         drain_sec "deadlines.drain_sec": Int(SECONDS) = 10;
+        /// Seconds that each part of unmounting a layer may take: its process, an exchange of files under way, its threads.
+        unmount_sec "deadlines.unmount_sec": Int(SECONDS) = 10;
+        /// Milliseconds that an unmount waits for the mount's last users before it takes the mount out of their sight, and for their end after that.
+        in_use_msec "deadlines.in_use_msec": Int(MILLISECONDS) = 500;
+        /// Milliseconds that an unmount waits for what the kernel began to read ahead for nobody.
+        kernel_reads_msec "deadlines.kernel_reads_msec": Int(MILLISECONDS) = 200;
+        /// Milliseconds that what is still under way is waited for when layer files are removed, and when the daemon ends.
+        release_msec "deadlines.release_msec": Int(MILLISECONDS) = 1_000;
         /// Seconds that "this image has no index" and a registry's failure are remembered.
         negative_ttl_sec "deadlines.negative_ttl_sec": Int(0..=3_600) = 5;
         /// Seconds that an image's index is believed to be the newest.
@@ -313,34 +355,116 @@ tables! {
         max_size "cache.max_size": Size = "";
         /// Bytes of the file system that are left free, with the same consequences.
         min_free "cache.min_free": Size = "256mb";
+        /// Seconds that the background leaves a full disk alone, and that the log does not say again that it is full.
+        full_pause_sec "cache.full_pause_sec": Int(SECONDS) = 30;
+        /// Seconds between two looks for layers that can go.
+        trim_pause_sec "cache.trim_pause_sec": Int(SECONDS) = 5;
     }
-    /// How much at the same time (ours).
+    /// Who holds what must not end with the daemon; a keeper that runs already goes on with what it was started with (ours).
+    KeeperTable keeper {
+        /// Things that it holds: one for each mounted layer, and one for all credentials.
+        names "keeper.names": Int(COUNT) = 65_536;
+        /// Daemons that are connected to it at the same time: the one that is there, and one that comes.
+        daemons "keeper.daemons": Int(2..=1_024) = 8;
+        /// Bytes of all credentials together that the next daemon takes back.
+        secrets_bytes "keeper.secrets_bytes": Size = "64mb";
+        /// Seconds that it (or systemd) may take to answer, that it is looked for at the start, and until the next attempt to replace one that died.
+        answer_sec "keeper.answer_sec": Int(SECONDS) = 5;
+        /// Seconds that it waits for a daemon that does not take its answer.
+        send_sec "keeper.send_sec": Int(SECONDS) = 1;
+        /// Seconds that it waits for a daemon as long as it holds nothing.
+        alone_sec "keeper.alone_sec": Int(SECONDS) = 10;
+    }
+    /// Starting a daemon that died again, with --supervise (ours).
+    SuperviseTable supervise {
+        /// Milliseconds before it is started again; each further pause is twice as long.
+        first_pause_msec "supervise.first_pause_msec": Int(MILLISECONDS) = 100;
+        /// Seconds of the longest pause.
+        longest_pause_sec "supervise.longest_pause_sec": Int(SECONDS) = 30;
+        /// Seconds after which one has not died of its start: the pauses begin anew.
+        stable_sec "supervise.stable_sec": Int(SECONDS) = 10;
+    }
+    /// Serving metrics at metrics_address (ours).
+    MetricsTable metrics {
+        /// Connections at the same time; a scraper needs one.
+        connections "metrics.connections": Int(COUNT) = 16;
+        /// Seconds that a connection may take, requests and answers together.
+        connection_sec "metrics.connection_sec": Int(SECONDS) = 30;
+        /// Seconds that a request's head may take.
+        head_sec "metrics.head_sec": Int(SECONDS) = 5;
+        /// Milliseconds before another connection is taken where one could not be, for want of descriptors.
+        retry_msec "metrics.retry_msec": Int(MILLISECONDS) = 1_000;
+    }
+    /// Lines of the log that a registry or an image can cause at will, but for debug lines (ours).
+    LogTable log {
+        /// Lines of one kind that pass at once.
+        burst "log.burst": Int(COUNT) = 20;
+        /// Lines about one mounted layer's failing reads that pass at once.
+        mount_burst "log.mount_burst": Int(COUNT) = 5;
+        /// Milliseconds after which one more passes.
+        pause_msec "log.pause_msec": Int(MILLISECONDS) = 2_000;
+    }
+    /// How much at the same time, and how much is remembered (ours).
     Limits limits {
-        /// Calls of one client (containerd is one) at the same time; more wait.
+        /// Calls of one client (containerd is one) at the same time; more wait. As many layers may be being made, and clean-ups be waited for.
         calls "limits.calls": Int(1..=65_536) = 1_024;
         /// Threads that check and inflate spans (0: one for each CPU).
         inflate_threads "limits.inflate_threads": Int(0..=1_024) = 0;
+        /// Threads for what waits for the disk or the kernel: transactions, directories, mounts, unpacking.
+        blocking_threads "limits.blocking_threads": Int(16..=65_536) = 512;
         /// Requests for spans that readers wait for at the same time, for the whole daemon.
         fetches "limits.fetches": Int(1..=4_096) = 32;
         /// Requests to one registry at the same time for spans that nobody waits for; begins with 4, more are taken while they bring more.
         connections_per_host "limits.connections_per_host": Int(1..=1_024) = 16;
+        /// Connections to one registry that are kept though nothing is asked by way of them.
+        idle_connections "limits.idle_connections": Int(0..=1_024) = 32;
+        /// Registries that are remembered: how many connections they bear, how they are reached.
+        hosts "limits.hosts": Int(COUNT) = 1_024;
+        /// Blobs of which it is remembered where their registry redirects to.
+        redirects "limits.redirects": Int(COUNT) = 4_096;
+        /// Tokens that are remembered, one for each repository of a registry.
+        tokens "limits.tokens": Int(COUNT) = 1_024;
+        /// Repositories whose credentials are remembered; past that, those handed over first are forgotten.
+        credentials "limits.credentials": Int(COUNT) = 4_096;
+        /// Registries that are greeted at the same time when credentials are handed over; one more is not greeted.
+        greetings "limits.greetings": Int(COUNT) = 16;
+        /// Indices of one image that are looked at, newest first, before it counts as one without; each costs a round trip.
+        referrers "limits.referrers": Int(1..=1_024) = 4;
+        /// Times that it is looked up what an image says that a layer is: after 2, 12, 72 and 672 seconds, then every ten minutes.
+        diff_id_attempts "limits.diff_id_attempts": Int(1..=1_024) = 4;
+        /// Digests that images give for one layer, uncompressed, that are remembered until it is checked; honest images give one.
+        diff_ids "limits.diff_ids": Int(COUNT) = 16;
+        /// Compressed bytes of a layer's end that are fetched once more, in memory, where that takes more than zeros to check the layer; with more it is not checked as a whole.
+        tail_bytes "limits.tail_bytes": Size = "64mb";
         /// Compressed bytes of the longest range that is asked for in one request.
         range_bytes "limits.range_bytes": Size = "16mb";
         /// Compressed bytes that are fetched ahead of one sequence of reads at most (0b: none).
         read_ahead_bytes "limits.read_ahead_bytes": Size = "16mb";
+        /// Sequences of reads that are followed in one layer.
+        read_ahead_streams "limits.read_ahead_streams": Int(1..=1_024) = 8;
+        /// Spans of one layer that may wait to be fetched ahead of readers, and reads that may wait to be looked at for that.
+        read_ahead_queue "limits.read_ahead_queue": Int(1..=65_536) = 256;
         /// Compressed bytes on their way ahead of readers while another read waits.
         ahead_while_waiting_bytes "limits.ahead_while_waiting_bytes": Size = "2mb";
         /// Compressed bytes in memory that are not inflated yet; with so many, no more are taken from the network.
         in_flight_bytes "limits.in_flight_bytes": Size = "16mb";
         /// Bytes of the largest span, compressed or not, that a zTOC may have.
         span_bytes "limits.span_bytes": Size = "256mb";
+        /// Spans that the background compares with their checksums at the same time, after the machine went down with some not on the disk yet.
+        rechecks "limits.rechecks": Int(1..=1_024) = 2;
+        /// Idle buffers that are kept for reads (0: two for each CPU, at least 8).
+        idle_buffers "limits.idle_buffers": Int(0..=65_536) = 0;
+        /// Bytes of the largest buffer that is kept, by those and by each inflate thread.
+        idle_buffer_bytes "limits.idle_buffer_bytes": Size = "1mb";
         /// Reads that may wait for one span; another one ends with EIO.
         waiting_reads "limits.waiting_reads": Int(1..=1_048_576) = 4_096;
         /// Layers being unpacked by the daemon at the same time.
         unpacks "limits.unpacks": Int(1..=256) = 4;
+        /// Pieces of a layer between its download and its unpacking, as the network gives them.
+        unpack_pieces "limits.unpack_pieces": Int(1..=65_536) = 16;
         /// Layers being mounted again at the same time when the daemon starts.
         restores "limits.restores": Int(1..=1_024) = 16;
-        /// Layer files being made at the same time from an image's zTOCs before containerd asks for the layers (0: none).
+        /// Layers of an image that are made ready at the same time before containerd asks for them: found in the registry, their files made (0: no files).
         layers_ahead "limits.layers_ahead": Int(0..=256) = 4;
         /// Bytes of the largest zTOC that is read.
         ztoc_bytes "limits.ztoc_bytes": Size = "512mb";

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::snapshots::{ListSnapshotsRequest, PrepareSnapshotRequest};
 use containerd_client::services::v1::{ListNamespacesRequest, PluginsRequest};
@@ -17,12 +17,19 @@ use crate::snapshot::{SnapshotError, Snapshotter};
 use crate::telemetry;
 
 /// Before the first look, and then as long as containerd does not answer or does not reach us: it may be started after the daemon, and has
-/// pauses of up to three seconds between two attempts to find a snapshotter again. Five minutes altogether.
-const PAUSES: [u64; 12] = [0, 1, 2, 4, 8, 15, 30, 30, 30, 60, 60, 60];
-/// How long a collection may take: it waits for every Prepare that is under way, and for others before it.
-const COLLECTION: Duration = Duration::from_secs(120);
-/// What is left of an attempt in which the daemon was killed goes by itself after this.
-const LEASE: Duration = Duration::from_secs(300);
+/// pauses of up to three seconds between two attempts to find a snapshotter again. Seconds; the last pause holds for all further ones.
+const PAUSES: [u64; 9] = [0, 1, 2, 4, 8, 15, 30, 30, 30];
+const LAST_PAUSE: u64 = 60;
+
+/// How long it may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AgreementOptions {
+    /// How long it is tried altogether.
+    pub(super) patience: Duration,
+    /// How long a collection may take: it waits for every Prepare that is under way, and for others before it. What is left of an attempt in which the
+    /// daemon was killed goes by itself after twice this.
+    pub(super) collection: Duration,
+}
 
 /// Why they could not be compared.
 #[derive(Debug, thiserror::Error)]
@@ -39,11 +46,16 @@ enum AgreementError {
 type Name = (String, String);
 
 /// Sees to it, in the background, that containerd and the daemon that listens at `address` have the same snapshots.
-pub(super) async fn reach(containerd: Containerd, snapshotter: Snapshotter, address: &Path) {
-    let mut last = None;
-    for pause in PAUSES {
+pub(super) async fn reach(
+    containerd: Containerd,
+    snapshotter: Snapshotter,
+    address: &Path,
+    options: AgreementOptions,
+) {
+    let (mut last, end) = (None, Instant::now() + options.patience);
+    for pause in PAUSES.into_iter().chain(std::iter::repeat(LAST_PAUSE)) {
         tokio::time::sleep(Duration::from_secs(pause)).await;
-        match compare(&containerd, &snapshotter, address).await {
+        match compare(&containerd, &snapshotter, address, options.collection).await {
             Ok(0) => return,
             Ok(unknown) => {
                 tracing::info!(unknown, "containerd did not know some snapshots and has collected them");
@@ -54,6 +66,9 @@ pub(super) async fn reach(containerd: Containerd, snapshotter: Snapshotter, addr
                 tracing::debug!(error, "containerd and the daemon are not compared yet");
                 last = Some(error);
             }
+        }
+        if Instant::now() >= end {
+            break;
         }
     }
     tracing::warn!(
@@ -67,6 +82,7 @@ async fn compare(
     containerd: &Containerd,
     snapshotter: &Snapshotter,
     address: &Path,
+    collection: Duration,
 ) -> Result<usize, AgreementError> {
     let own = snapshotter.list(&[]).await.map_err(AgreementError::Own)?;
     if own.is_empty() {
@@ -86,7 +102,9 @@ async fn compare(
     // Any namespace will do, but a new one would stay.
     let place = namespaces.iter().find(|namespace| Some(namespace.as_str()) == place).or(namespaces.first());
     let Some(place) = place.filter(|_| unknown > 0) else { return Ok(0) };
-    collect(&containerd.with_namespace(place.clone()), &plugin).await.map_err(AgreementError::Compare)?;
+    collect(&containerd.with_namespace(place.clone()), &plugin, collection)
+        .await
+        .map_err(AgreementError::Compare)?;
     Ok(unknown)
 }
 
@@ -153,8 +171,8 @@ async fn names(containerd: &Containerd, plugin: &str) -> Result<Vec<Name>, Store
 }
 
 /// Has containerd collect its garbage, and among it a snapshot of ours.
-async fn collect(containerd: &Containerd, plugin: &str) -> Result<(), StoreError> {
-    let lease = containerd.leases().create(LEASE).await?;
+async fn collect(containerd: &Containerd, plugin: &str, limit: Duration) -> Result<(), StoreError> {
+    let lease = containerd.leases().create(limit.saturating_mul(2)).await?;
     let under = containerd.with_lease(&lease);
     let request = PrepareSnapshotRequest {
         snapshotter: plugin.to_owned(),
@@ -163,7 +181,7 @@ async fn collect(containerd: &Containerd, plugin: &str) -> Result<(), StoreError
     };
     let mut client = under.snapshots_client();
     let prepared = under.call("prepare", &request.key, client.prepare(under.request(request.clone()))).await;
-    let ended = containerd.with_deadline(COLLECTION).leases().delete_and_collect(&lease).await;
+    let ended = containerd.with_deadline(limit).leases().delete_and_collect(&lease).await;
     prepared.and(ended)
 }
 

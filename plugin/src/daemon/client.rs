@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci_registry::{
-    Chain, ClientOptions, CredentialSource, DockerConfig, HostOptions, MirrorHost, RequestTimeout,
+    Bounds, Chain, ClientOptions, CredentialSource, DockerConfig, HostOptions, MirrorHost, RequestTimeout,
 };
 use tokio::sync::Semaphore;
 
-use crate::config::{Config, Mirror, count, or};
+use crate::config::{Config, Mirror, count, or, seconds};
 use crate::credentials::{FromKeyring, Keyring};
 
 /// Credentials that were handed over come before those of docker's configuration.
 pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientOptions {
     let millis = |value, default| Duration::from_millis(u64::try_from(or(value, default)).unwrap_or(0));
     let http = &config.http;
-    let docker: Arc<dyn CredentialSource> = Arc::new(DockerConfig::from_environment());
+    let docker: Arc<dyn CredentialSource> = Arc::new(docker(config));
     let handed: Arc<dyn CredentialSource> = Arc::new(FromKeyring(Arc::clone(keyring)));
     let folders = std::env::split_paths(&config.resolver.config_path);
     let hosts_dir = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
@@ -30,6 +30,8 @@ pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientO
         retries: u32::try_from(or(http.max_retries, 8)).unwrap_or(0),
         min_backoff: millis(http.min_wait_msec, 30),
         max_backoff: millis(http.max_wait_msec, 300_000),
+        idle_timeout: seconds(config.deadlines.fetch_stall_sec),
+        bounds: bounds(config),
         // Ranges that nobody waits for are left alone in favour of others.
         hosts: HostOptions {
             hosts_dir,
@@ -39,6 +41,25 @@ pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientO
         },
         credentials: Arc::new(Chain::new(vec![handed, docker])),
         ..ClientOptions::default()
+    }
+}
+
+pub(super) fn docker(config: &Config) -> DockerConfig {
+    DockerConfig::from_environment().with_patience(seconds(config.deadlines.credential_helper_sec))
+}
+
+/// What a client remembers.
+fn bounds(config: &Config) -> Bounds {
+    let (limits, resolver) = (&config.limits, &config.resolver);
+    Bounds {
+        places: count(limits.redirects),
+        place_lifetime: seconds(resolver.place_ttl_sec),
+        tokens: count(limits.tokens),
+        registries: count(limits.hosts),
+        hosts_lifetime: seconds(resolver.config_ttl_sec),
+        demotion: seconds(resolver.demotion_sec),
+        idle_connections: count(limits.idle_connections),
+        idle_connection_lifetime: seconds(config.deadlines.idle_connection_sec),
     }
 }
 

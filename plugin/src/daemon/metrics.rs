@@ -18,14 +18,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::snapshot::Snapshotter;
 use crate::telemetry::metrics;
 
-/// Connections at the same time; a scraper needs one.
-const CONNECTIONS: usize = 16;
-/// How long a connection may take, request and answer together. Scrapers connect anew for little.
-const CONNECTION: Duration = Duration::from_secs(30);
-/// How long a request's head may take.
-const HEAD: Duration = Duration::from_secs(5);
-/// A pause after accept(2) failed (no descriptors left), so that it is not tried at full speed.
-const PAUSE: Duration = Duration::from_secs(1);
+/// What may be asked of the endpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MetricsOptions {
+    /// Connections at the same time; a scraper needs one.
+    pub(super) connections: usize,
+    /// How long a connection may take, requests and answers together. Scrapers connect anew for little.
+    pub(super) connection: Duration,
+    /// How long a request's head may take.
+    pub(super) head: Duration,
+    /// A pause after accept(2) failed (no descriptors left), so that it is not tried at full speed.
+    pub(super) retry: Duration,
+}
 
 /// An open address.
 #[derive(Debug)]
@@ -54,28 +58,30 @@ impl Endpoint {
     }
 
     /// Answers for as long as the daemon runs.
-    pub(super) async fn serve(self, snapshotter: Snapshotter) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+    pub(super) async fn serve(self, snapshotter: Snapshotter, options: MetricsOptions) {
+        let room = Arc::new(Semaphore::new(options.connections.max(1)));
         loop {
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
             let accepted = match &self {
-                Endpoint::Tcp(listener) => {
-                    listener.accept().await.map(|(stream, _)| answer(stream, snapshotter.clone(), permit))
-                }
-                Endpoint::Unix(listener) => {
-                    listener.accept().await.map(|(stream, _)| answer(stream, snapshotter.clone(), permit))
-                }
+                Endpoint::Tcp(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(stream, _)| answer(stream, snapshotter.clone(), options, permit)),
+                Endpoint::Unix(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(stream, _)| answer(stream, snapshotter.clone(), options, permit)),
             };
             if let Err(error) = accepted {
                 tracing::debug!(%error, "unable to accept a connection for metrics");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(options.retry).await;
             }
         }
     }
 }
 
-fn answer<S>(stream: S, snapshotter: Snapshotter, permit: OwnedSemaphorePermit)
+fn answer<S>(stream: S, snapshotter: Snapshotter, options: MetricsOptions, permit: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -87,10 +93,10 @@ where
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
+            .header_read_timeout(options.head)
             .serve_connection(TokioIo::new(stream), service);
         // A scraper that went away is no event.
-        let _ = tokio::time::timeout(CONNECTION, connection).await;
+        let _ = tokio::time::timeout(options.connection, connection).await;
     });
 }
 
@@ -117,4 +123,45 @@ fn status(code: StatusCode, text: &str) -> Response<String> {
     let mut response = Response::new(text.to_owned());
     *response.status_mut() = code;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// A request whose answer ends the connection.
+    const REQUEST: &[u8] = b"GET /elsewhere HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
+
+    /// Whoever connects and says nothing has the only place until his time is over; the next is answered then, and not before.
+    #[tokio::test]
+    async fn connections_have_their_bound_and_their_time() {
+        let options = MetricsOptions {
+            connections: 1,
+            connection: Duration::from_secs(20),
+            head: Duration::from_millis(300),
+            retry: Duration::from_millis(1),
+        };
+        let root = tempfile::tempdir().unwrap();
+        let snapshotter = crate::snapshot::tests::idle(root.path());
+        let endpoint = Endpoint::open("tcp", "127.0.0.1:0").await.unwrap();
+        let Endpoint::Tcp(listener) = &endpoint else { panic!("{endpoint:?}") };
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(endpoint.serve(snapshotter, options));
+
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut next = TcpStream::connect(address).await.unwrap();
+        next.write_all(REQUEST).await.unwrap();
+        let (mut rest, mut answer) = (Vec::new(), String::new());
+        tokio::select! {
+            biased;
+            ended = silent.read_to_end(&mut rest) => drop(ended),
+            _ = next.read_to_string(&mut answer) => panic!("answered beside the only one: {answer}"),
+        }
+        next.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        server.abort();
+    }
 }

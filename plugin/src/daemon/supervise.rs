@@ -12,49 +12,57 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::runtime;
 
-use super::{DaemonError, End, Signals};
+use super::{DaemonError, End, Signals, options};
 use crate::args::{Address, Args};
-use crate::keeper::Keeper;
+use crate::config::Config;
+use crate::keeper::{Keeper, KeeperOptions};
 use crate::snapshot::Tree;
 use crate::telemetry;
 
-/// Pauses before a daemon that died is started again: each twice as long as the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// One that lived this long did not die of its start: the pauses begin anew.
-const STABLE: Duration = Duration::from_secs(10);
+/// How a daemon that died is started again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SuperviseOptions {
+    /// Before the first time; each further pause is twice as long.
+    pub(super) first_pause: Duration,
+    /// The longest.
+    pub(super) longest_pause: Duration,
+    /// One that lived this long did not die of its start: the pauses begin anew.
+    pub(super) stable: Duration,
+    /// To find the keeper.
+    pub(super) keeper: KeeperOptions,
+}
 
 /// Runs the daemon until it is told to end.
-pub(super) fn supervise(args: &Args) -> Result<ExitCode, DaemonError> {
+pub(super) fn supervise(args: &Args, config: &Config) -> Result<ExitCode, DaemonError> {
     if args.address == Address::Inherited {
         let reason = "with fd:// the service manager is the supervisor";
         return Err(DaemonError::Supervise(io::Error::new(io::ErrorKind::InvalidInput, reason)));
     }
-    let _ = telemetry::init(args.log_level, false);
+    let _ = telemetry::init(args.log_level, false, options::brake(config));
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
-    runtime.block_on(run(&args.root)).map_err(DaemonError::Supervise)
+    runtime.block_on(run(&args.root, options::supervise_options(config))).map_err(DaemonError::Supervise)
 }
 
-async fn run(root: &Path) -> io::Result<ExitCode> {
+async fn run(root: &Path, options: SuperviseOptions) -> io::Result<ExitCode> {
     // Remembered now: after an upgrade the new program is at this path.
     let program = std::env::current_exe()?;
     let line: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| !asks_for_it(argument)).collect();
     let mut signals = Signals::new()?;
-    let mut pause = FIRST_PAUSE;
+    let mut pause = options.first_pause;
     let mut lived = false;
     loop {
         let began = Instant::now();
         let mut child = Command::new(&program).args(&line).spawn()?;
         let (asked, status) = watch(&mut child, &mut signals).await?;
-        let stable = began.elapsed() >= STABLE;
+        let stable = began.elapsed() >= options.stable;
         lived |= stable;
         // An error that it could tell of in its first moments will be there the next time.
         if asked || (status.signal().is_none() && !lived) {
             return Ok(exit_code(status));
         }
         if stable {
-            pause = FIRST_PAUSE;
+            pause = options.first_pause;
         }
         tracing::error!(%status, "the daemon died; starting it again in {pause:?}");
         tokio::select! {
@@ -63,18 +71,18 @@ async fn run(root: &Path) -> io::Result<ExitCode> {
                 // What it left mounted stays for the next one.
                 End::HandOver => return Ok(ExitCode::FAILURE),
                 End::Unmount => {
-                    unmount_all(root)?;
+                    unmount_all(root, options.keeper)?;
                     return Ok(ExitCode::SUCCESS);
                 }
             },
         }
-        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+        pause = pause.saturating_mul(2).min(options.longest_pause);
     }
 }
 
 /// What the daemon would do, in its place: nothing stays. The keeper goes first: without it nobody waits for a mount that nobody serves.
-fn unmount_all(root: &Path) -> io::Result<()> {
-    Keeper::end_of(root)?;
+fn unmount_all(root: &Path, keeper: KeeperOptions) -> io::Result<()> {
+    Keeper::end_of(root, keeper)?;
     Tree::open(root)?.unmount_dead(&HashSet::new())?;
     Ok(())
 }

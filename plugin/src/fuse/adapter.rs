@@ -18,29 +18,29 @@ use lazy_layer::Layer;
 
 use super::attributes::{self, Node, STATE_FILE};
 use super::errno::ToErrno;
+use super::mount::FuseOptions;
 use super::view::{Chain, FOREVER, Outcome, View};
 use crate::keeper::Agreed;
 
 const GENERATION: Generation = Generation(0);
-/// Reads that the kernel may have in flight ahead of their readers, and for the loop device above, which has 128 at most: those that wait for
-/// what is missing must leave room for those that do not.
-const MAX_BACKGROUND: u16 = 256;
 
 /// One layer as a file system.
 #[derive(Debug)]
 pub(super) struct LayerFs {
     view: Arc<View>,
     agreed: Arc<OnceLock<Agreed>>,
+    max_background: u16,
     /// The kernel takes "not implemented" from open and opendir as "need not be asked".
     no_open: bool,
     no_opendir: bool,
 }
 
 impl LayerFs {
-    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, layer_file: bool) -> LayerFs {
+    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, options: &FuseOptions) -> LayerFs {
         LayerFs {
-            view: Arc::new(View::new(layer, mount_point, layer_file)),
+            view: Arc::new(View::new(layer, mount_point, options)),
             agreed: Arc::default(),
+            max_background: options.max_background,
             no_open: false,
             no_opendir: false,
         }
@@ -97,9 +97,9 @@ impl Filesystem for LayerFs {
             | InitFlags::FUSE_PARALLEL_DIROPS;
         let unsupported = |flags| io::Error::other(format!("the kernel withdrew {flags:?}"));
         config.add_capabilities(wanted & offered).map_err(unsupported)?;
-        let out_of_range =
-            |limit| io::Error::other(format!("{MAX_BACKGROUND} requests, {limit} are possible"));
-        config.set_max_background(MAX_BACKGROUND).map_err(out_of_range)?;
+        let max = self.max_background;
+        let out_of_range = |limit| io::Error::other(format!("{max} requests, {limit} are possible"));
+        config.set_max_background(max).map_err(out_of_range)?;
         let version = config.kernel_abi();
         let _ =
             self.agreed.set(Agreed { flags: (wanted & offered).bits(), major: version.0, minor: version.1 });

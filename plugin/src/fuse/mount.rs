@@ -19,15 +19,11 @@ use super::session::Session;
 use super::state_file;
 use crate::failpoint;
 use crate::keeper::{Hold, KeptMount};
+use crate::telemetry::Brake;
 
 /// What upstream's mounts look like in `/proc/mounts`; users grep for it.
 const SOURCE: &str = "soci";
 const TYPE: &str = "fuse.rawBridge";
-/// How long an unmount waits for the last users before it takes the mount out of sight.
-const UNMOUNT_PATIENCE: Duration = Duration::from_millis(500);
-/// How long it waits for the threads: when nobody uses the mount, and when somebody does.
-const SESSION_PATIENCE: Duration = Duration::from_secs(5);
-const IN_USE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How a layer is mounted.
 #[derive(Clone, Debug)]
@@ -36,8 +32,17 @@ pub struct FuseOptions {
     pub threads: usize,
     /// How far the kernel reads ahead, in KiB; 0 leaves its default of 128. Default 1024.
     pub read_ahead_kib: u32,
+    /// Reads that the kernel may have in flight ahead of their readers, and for the loop device above, which has 128 at most: those that wait for
+    /// what is missing must leave room for those that do not. Holds for mounts made from now on. Default 256.
+    pub max_background: u16,
     /// Whether the layer file can be opened by name, for the kernel front end. Default false.
     pub layer_file: bool,
+    /// How long an unmount waits for the last users before it takes the mount out of sight, and for the end of the threads after that. Default 500 ms.
+    pub in_use: Duration,
+    /// How long it waits for the threads when nobody uses the mount. Default 10 s.
+    pub unmount: Duration,
+    /// Holds back lines of the log about one mount. Default 5 at once, and one every 2 s.
+    pub brake: Brake,
 }
 
 /// A mounted layer. Has to be unmounted; dropping it leaves the mount and its threads as they are.
@@ -46,6 +51,8 @@ pub struct FuseOptions {
 pub struct FuseMount {
     mount_point: PathBuf,
     session: Session,
+    in_use: Duration,
+    unmount: Duration,
 }
 
 /// How an unmount ended.
@@ -96,7 +103,15 @@ pub struct UnmountError {
 
 impl Default for FuseOptions {
     fn default() -> FuseOptions {
-        FuseOptions { threads: 1, read_ahead_kib: 1024, layer_file: false }
+        FuseOptions {
+            threads: 1,
+            read_ahead_kib: 1024,
+            max_background: 256,
+            layer_file: false,
+            in_use: Duration::from_millis(500),
+            unmount: Duration::from_secs(10),
+            brake: Brake { burst: 5, pause: Duration::from_secs(2) },
+        }
     }
 }
 
@@ -124,14 +139,14 @@ impl FuseMount {
         }
         failpoint::pass("mount.fuse-mounted");
         let name = thread_name(at);
-        let fs = LayerFs::new(layer, at, options.layer_file);
+        let fs = LayerFs::new(layer, at, &options);
         match Session::start(fs, device, options.threads, name, Arc::clone(&hold)) {
             Ok(session) => {
                 failpoint::pass("mount.fuse-served");
                 if options.read_ahead_kib > 0 {
                     read_ahead(at, options.read_ahead_kib);
                 }
-                Ok(FuseMount { mount_point, session })
+                Ok(FuseMount::of(mount_point, session, &options))
             }
             Err(source) => {
                 let _ = rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
@@ -154,20 +169,25 @@ impl FuseMount {
         kept: KeptMount,
     ) -> Result<FuseMount, MountError> {
         let mount_point = at.to_owned();
-        let (agreed, layer_file) = (kept.record.agreed, kept.record.layer_file);
+        let agreed = kept.record.agreed;
+        let options = FuseOptions { layer_file: kept.record.layer_file, ..options };
         let (device, hold) = kept.into_parts();
         let hold = Arc::new(hold);
         let resumed = agreed.ok_or_else(|| io::Error::other("it was never ready")).and_then(|agreed| {
-            let fs = LayerFs::new(layer, at, layer_file);
+            let fs = LayerFs::new(layer, at, &options);
             Session::resume(fs, &device, agreed, options.threads, thread_name(at), Arc::clone(&hold))
         });
         match resumed {
-            Ok(session) => Ok(FuseMount { mount_point, session }),
+            Ok(session) => Ok(FuseMount::of(mount_point, session, &options)),
             Err(source) => {
                 hold.release();
                 Err(MountError::Session { mount_point, source })
             }
         }
+    }
+
+    fn of(mount_point: PathBuf, session: Session, options: &FuseOptions) -> FuseMount {
+        FuseMount { mount_point, session, in_use: options.in_use, unmount: options.unmount }
     }
 
     /// Where it is mounted.
@@ -198,10 +218,10 @@ impl FuseMount {
     ///
     /// [`UnmountError`] if the kernel refuses; it is still mounted then.
     pub fn unmount(self) -> Result<Unmounted, UnmountError> {
-        let FuseMount { mount_point, session } = self;
-        let patience = match unmount(&mount_point) {
-            Ok(Unmounted::Gone) => SESSION_PATIENCE,
-            Ok(Unmounted::InUse) => IN_USE_PATIENCE,
+        let FuseMount { mount_point, session, in_use, unmount: gone } = self;
+        let patience = match unmount(&mount_point, in_use) {
+            Ok(Unmounted::Gone) => gone,
+            Ok(Unmounted::InUse) => in_use,
             Err(errno) => return Err(UnmountError { mount_point, source: errno.into() }),
         };
         match session.join(patience) {
@@ -240,8 +260,8 @@ fn mount(device: &OwnedFd, at: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn unmount(at: &Path) -> Result<Unmounted, Errno> {
-    let deadline = Instant::now() + UNMOUNT_PATIENCE;
+fn unmount(at: &Path, patience: Duration) -> Result<Unmounted, Errno> {
+    let deadline = Instant::now() + patience;
     loop {
         let (flags, outcome) = if Instant::now() < deadline {
             (UnmountFlags::NOFOLLOW, Unmounted::Gone)
@@ -249,7 +269,7 @@ fn unmount(at: &Path) -> Result<Unmounted, Errno> {
             (UnmountFlags::NOFOLLOW | UnmountFlags::DETACH, Unmounted::InUse)
         };
         match rustix::mount::unmount(at, flags) {
-            Err(Errno::BUSY) if outcome == Unmounted::Gone => thread::sleep(UNMOUNT_PATIENCE / 10),
+            Err(Errno::BUSY) if outcome == Unmounted::Gone => thread::sleep(patience / 10),
             Ok(()) => return Ok(outcome),
             // Not mounted, or not even there: somebody was faster.
             Err(Errno::INVAL | Errno::NOENT) => return Ok(Unmounted::Gone),

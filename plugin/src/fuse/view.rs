@@ -13,15 +13,13 @@ use lazy_layer::{Layer, Mapping};
 
 use super::attributes::{self, LAYER_FILE, Node, STATE_DIRECTORY, STATE_FILE};
 use super::errno::ToErrno;
+use super::mount::FuseOptions;
 use super::state_file::{self, StateFile};
 use crate::telemetry::Limiter;
 
 /// How long the kernel may believe an answer: for ever, nothing changes.
 pub(super) const FOREVER: Duration = Duration::from_secs(1 << 30);
 const NEVER: Duration = Duration::ZERO;
-/// Lines about one mount that pass at once, and the time after which one more does.
-const LINES: u32 = 5;
-const PAUSE: Duration = Duration::from_secs(2);
 /// What overlayfs asks for on an opaque directory: without and with the option `userxattr`. The image stores the first.
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 const USER_OPAQUE: &[u8] = b"user.overlay.opaque";
@@ -41,14 +39,14 @@ pub(super) struct View {
 pub(super) type Outcome<T> = Result<T, Errno>;
 
 impl View {
-    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, layer_file: bool) -> View {
+    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, options: &FuseOptions) -> View {
         let state = StateFile::new(&layer);
         View {
             layer,
             mount_point: mount_point.to_owned(),
             state,
-            layer_file,
-            brake: Limiter::new(LINES, PAUSE),
+            layer_file: options.layer_file,
+            brake: Limiter::new(options.brake),
         }
     }
 

@@ -5,28 +5,27 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::wire::{self, MAX_DESCRIPTORS, Packet};
-use super::{HoldError, Name};
+use super::{HoldError, HolderOptions, KeeperOptions, Name};
 
 /// Name of the socket in the daemon's root.
 pub(super) const SOCKET: &str = "keeper.sock";
 /// Name of the hidden command that makes this program a keeper.
 pub(crate) const COMMAND: &str = "keep-descriptors";
-/// How long an answer may take, of a process that has nothing else to do.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Times that a keeper is looked for while another one is ending.
-const ATTEMPTS: usize = 20;
+/// The first pause between two looks for a keeper while another one is ending; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A keeper process and what it was given.
 #[derive(Debug)]
 pub(super) struct Client {
     root: PathBuf,
+    options: KeeperOptions,
     /// None after it was told to end.
     connection: Option<OwnedFd>,
     /// Where this process started it.
@@ -39,25 +38,30 @@ pub(super) struct Client {
 
 impl Client {
     /// Connects to the keeper below `root`, which is started where there is none, and takes what it holds.
-    pub(super) fn open(root: &Path) -> io::Result<Client> {
-        let (connection, child) = connect(root, true)?;
-        Client::taking(root, connection, child)
+    pub(super) fn open(root: &Path, options: KeeperOptions) -> io::Result<Client> {
+        let (connection, child) = connect(root, options, true)?;
+        Client::taking(root, options, connection, child)
     }
 
     /// The same, of a keeper that is there.
-    pub(super) fn find(root: &Path) -> Option<Client> {
-        let (connection, child) = connect(root, false).ok()?;
-        Client::taking(root, connection, child).ok()
+    pub(super) fn find(root: &Path, options: KeeperOptions) -> Option<Client> {
+        let (connection, child) = connect(root, options, false).ok()?;
+        Client::taking(root, options, connection, child).ok()
     }
 
-    fn taking(root: &Path, connection: OwnedFd, child: Option<Child>) -> io::Result<Client> {
+    fn taking(
+        root: &Path,
+        options: KeeperOptions,
+        connection: OwnedFd,
+        child: Option<Child>,
+    ) -> io::Result<Client> {
         let mut held = BTreeMap::new();
         let mut after = None;
         while let (Packet::Held(name), descriptors) = ask(&connection, &Packet::Next(after), &[])? {
             after = Some(name.clone());
             held.insert(name, descriptors);
         }
-        Ok(Client { root: root.to_owned(), connection: Some(connection), child, held })
+        Ok(Client { root: root.to_owned(), options, connection: Some(connection), child, held })
     }
 
     pub(super) fn held(&self) -> &BTreeMap<Name, Vec<OwnedFd>> {
@@ -116,7 +120,7 @@ impl Client {
         if self.connection.is_none() {
             return Ok(false);
         }
-        let (connection, child) = connect(&self.root, true)?;
+        let (connection, child) = connect(&self.root, self.options, true)?;
         for (name, descriptors) in &self.held {
             ask(&connection, &Packet::Hold(name.clone()), &borrowed(descriptors))?;
         }
@@ -150,41 +154,49 @@ fn ask(
 }
 
 /// A keeper, and the child that it is if it was started here (which it is only if it may be).
-fn connect(root: &Path, may_start: bool) -> io::Result<(OwnedFd, Option<Child>)> {
+fn connect(root: &Path, options: KeeperOptions, may_start: bool) -> io::Result<(OwnedFd, Option<Child>)> {
     // Through the directory's descriptor: an address has 108 bytes, a root may have more.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(root, flags, Mode::empty())?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
     let address = SocketAddrUnix::new(path.as_str())?;
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    let mut child = None;
-    for _ in 0..ATTEMPTS {
-        match greet(&address) {
+    let deadline = Instant::now() + options.answer;
+    let (mut child, mut pause) = (None::<Child>, PAUSE);
+    loop {
+        let error = match greet(&address, options.answer) {
             Ok(connection) => return Ok((connection, child)),
-            Err(error) => last = error,
-        }
-        match last.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound if !may_start => return Err(last),
+            Err(error) => error,
+        };
+        let ending = match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound if !may_start => return Err(error),
             // Left by one that was killed.
-            io::ErrorKind::ConnectionRefused => std::fs::remove_file(&path)?,
-            io::ErrorKind::NotFound => {}
-            // It is ending, and removes its file in a moment.
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
+            io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(&path)?;
+                false
             }
-            _ => return Err(last),
+            io::ErrorKind::NotFound => false,
+            // It is ending, and removes its file in a moment.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => true,
+            _ => return Err(error),
+        };
+        if ending || child.is_some() {
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(pause);
+            pause = pause.saturating_mul(2);
         }
-        child = Some(start(root, &address)?);
+        if !ending && let Some(mut old) = child.replace(start(root, &address, options.holder)?) {
+            let _ = old.try_wait();
+        }
     }
-    Err(last)
 }
 
-fn greet(address: &SocketAddrUnix) -> io::Result<OwnedFd> {
+fn greet(address: &SocketAddrUnix, patience: Duration) -> io::Result<OwnedFd> {
     let connection =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     for side in [Timeout::Recv, Timeout::Send] {
-        sockopt::set_socket_timeout(&connection, side, Some(PATIENCE))?;
+        sockopt::set_socket_timeout(&connection, side, Some(patience))?;
     }
     rustix::net::connect(&connection, address)?;
     match ask(&connection, &Packet::Hello(wire::VERSION), &[])?.0 {
@@ -194,13 +206,13 @@ fn greet(address: &SocketAddrUnix) -> io::Result<OwnedFd> {
 }
 
 /// Starts one. It listens before it runs: whoever looks from now on finds it.
-fn start(root: &Path, address: &SocketAddrUnix) -> io::Result<Child> {
+fn start(root: &Path, address: &SocketAddrUnix, options: HolderOptions) -> io::Result<Child> {
     let listener =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::net::bind(&listener, address)?;
-    rustix::net::listen(&listener, 8)?;
+    rustix::net::listen(&listener, i32::try_from(options.daemons).unwrap_or(i32::MAX))?;
     // No pipe, terminal or file of ours: whoever waits for their end waits for us, not for it.
     let mut command = Command::new("/proc/self/exe");
-    command.arg("--root").arg(root).arg(COMMAND).current_dir("/").env_clear();
+    command.arg("--root").arg(root).arg(COMMAND).args(options.arguments()).current_dir("/").env_clear();
     command.stdin(Stdio::from(listener)).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }

@@ -16,19 +16,29 @@ use super::Name;
 use super::client::SOCKET;
 use super::wire::{self, Packet};
 
-/// Names that are held at most.
-const MAX_HELD: usize = 1 << 16;
-/// Daemons that are connected at the same time: the one that is there, and one that comes.
-const MAX_PEERS: usize = 8;
-/// How long one that does not take its answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// What a keeper process may hold, and how long it waits. It reads no configuration: the daemon that starts it says so on its command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct HolderOptions {
+    /// Names that are held at most.
+    #[arg(long)]
+    pub names: usize,
+    /// Daemons that are connected at the same time: the one that is there, and one that comes.
+    #[arg(long)]
+    pub daemons: usize,
+    /// Seconds that one which does not take its answer is waited for.
+    #[arg(long)]
+    pub send_sec: u64,
+    /// Seconds that a daemon is waited for while nothing is held: whoever started it comes; one who does not come within this time has died.
+    #[arg(long)]
+    pub alone_sec: u64,
+}
 
 /// Runs the keeper until it holds nothing and nobody is connected. The listening socket is standard input, its file below `root` is removed
 /// at the end.
 ///
 /// # Errors
 /// The system's, at the beginning only.
-pub fn main(root: &Path) -> io::Result<()> {
+pub fn main(root: &Path, options: HolderOptions) -> io::Result<()> {
     // A terminal's and a service manager's signals to a daemon's group are not for us. Fails only where this has happened already.
     let _ = rustix::process::setsid();
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -37,7 +47,7 @@ pub fn main(root: &Path) -> io::Result<()> {
     if !sockopt::socket_acceptconn(&input)? {
         return Err(io::Error::other("standard input is no listening socket"));
     }
-    let peers = serve(input.as_fd());
+    let peers = serve(input.as_fd(), options);
     // The socket is still open: who finds the file a moment before it goes connects, and learns from the connection's end to look again.
     let _ = std::fs::remove_file(root.join(SOCKET));
     drop(peers);
@@ -45,8 +55,11 @@ pub fn main(root: &Path) -> io::Result<()> {
 }
 
 /// What is held, by name.
-#[derive(Debug, Default)]
-struct Held(BTreeMap<Name, Vec<OwnedFd>>);
+#[derive(Debug)]
+struct Held {
+    max: usize,
+    named: BTreeMap<Name, Vec<OwnedFd>>,
+}
 
 /// What becomes of a connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,20 +70,22 @@ enum Next {
 }
 
 /// Returns the connections that there still are.
-pub(super) fn serve(listener: BorrowedFd<'_>) -> Vec<OwnedFd> {
-    let mut held = Held::default();
+pub(super) fn serve(listener: BorrowedFd<'_>, options: HolderOptions) -> Vec<OwnedFd> {
+    let mut held = Held { max: options.names, named: BTreeMap::new() };
     let mut peers: Vec<OwnedFd> = Vec::new();
-    // Whoever started it comes; one who does not come within this time has died.
     let mut waited = false;
     loop {
-        let more = if peers.len() < MAX_PEERS { PollFlags::IN } else { PollFlags::empty() };
+        let more = if peers.len() < options.daemons { PollFlags::IN } else { PollFlags::empty() };
         let mut polled = vec![PollFd::from_borrowed_fd(listener, more)];
         polled.extend(peers.iter().map(|peer| PollFd::new(peer, PollFlags::IN)));
-        let alone = held.0.is_empty() && peers.is_empty();
+        let alone = held.named.is_empty() && peers.is_empty();
         if alone && waited {
             return peers;
         }
-        let timeout = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+        let timeout = rustix::event::Timespec {
+            tv_sec: i64::try_from(options.alone_sec).unwrap_or(i64::MAX),
+            tv_nsec: 0,
+        };
         match rustix::event::poll(&mut polled, alone.then_some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return peers,
@@ -89,18 +104,33 @@ pub(super) fn serve(listener: BorrowedFd<'_>) -> Vec<OwnedFd> {
             return peers;
         }
         if ready.first() == Some(&true) {
-            peers.extend(accept(listener));
+            peers.extend(accept(listener, Duration::from_secs(options.send_sec)));
         }
     }
 }
 
 /// A connection of somebody who may have the descriptors: root.
-fn accept(listener: BorrowedFd<'_>) -> Option<OwnedFd> {
+fn accept(listener: BorrowedFd<'_>, patience: Duration) -> Option<OwnedFd> {
     let peer = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).ok()?;
     for side in [Timeout::Recv, Timeout::Send] {
-        sockopt::set_socket_timeout(&peer, side, Some(PATIENCE)).ok()?;
+        sockopt::set_socket_timeout(&peer, side, Some(patience)).ok()?;
     }
     sockopt::socket_peercred(&peer).is_ok_and(|peer| peer.uid.is_root()).then_some(peer)
+}
+
+// === impl HolderOptions ===
+
+impl HolderOptions {
+    /// As a command line has them.
+    pub(super) fn arguments(&self) -> [String; 4] {
+        let HolderOptions { names, daemons, send_sec, alone_sec } = self;
+        [
+            format!("--names={names}"),
+            format!("--daemons={daemons}"),
+            format!("--send-sec={send_sec}"),
+            format!("--alone-sec={alone_sec}"),
+        ]
+    }
 }
 
 // === impl Held ===
@@ -111,18 +141,18 @@ impl Held {
         let (answer, next) = match packet {
             Packet::Hello(wire::VERSION) => (Packet::Done, Next::Stay),
             Packet::Hold(_) if descriptors.is_empty() => (Packet::Refused, Next::Stay),
-            Packet::Hold(name) if self.0.len() < MAX_HELD || self.0.contains_key(&name) => {
-                self.0.insert(name, descriptors);
+            Packet::Hold(name) if self.named.len() < self.max || self.named.contains_key(&name) => {
+                self.named.insert(name, descriptors);
                 (Packet::Done, Next::Stay)
             }
             Packet::Hello(_) | Packet::Hold(_) => (Packet::Refused, Next::Stay),
             Packet::Release(name) => {
-                self.0.remove(&name);
+                self.named.remove(&name);
                 (Packet::Done, Next::Stay)
             }
             Packet::Next(after) => return self.show(peer, after),
             Packet::End => {
-                self.0.clear();
+                self.named.clear();
                 (Packet::Done, Next::End)
             }
             Packet::Done | Packet::Refused | Packet::Held(_) => return Next::HangUp,
@@ -136,7 +166,7 @@ impl Held {
 
     fn show(&self, peer: &OwnedFd, after: Option<Name>) -> Next {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let sent = match self.0.range((from, Bound::Unbounded)).next() {
+        let sent = match self.named.range((from, Bound::Unbounded)).next() {
             Some((name, descriptors)) => {
                 let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
                 wire::send(peer, &Packet::Held(name.clone()), &descriptors)

@@ -6,14 +6,12 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{HoldError, Name};
 use crate::notify;
-
-/// How long systemd may take to have read what it was sent.
-const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// The store of the service that this process is.
 #[derive(Debug)]
@@ -22,6 +20,8 @@ pub(super) struct FdStore {
     /// Descriptors that fit.
     max: usize,
     names: BTreeSet<Name>,
+    /// How long systemd may take to have read what it was sent.
+    answer: Duration,
 }
 
 // === impl FdStore ===
@@ -29,9 +29,9 @@ pub(super) struct FdStore {
 impl FdStore {
     /// None where this process is not a service with a store. systemd says so with `FDSTORE` from version 254 on; a unit for older ones
     /// sets it.
-    pub(super) fn of_this_service() -> Option<FdStore> {
+    pub(super) fn of_this_service(answer: Duration) -> Option<FdStore> {
         let max = std::env::var("FDSTORE").ok()?.parse().ok().filter(|max| *max > 0)?;
-        Some(FdStore { socket: notify::socket()?, max, names: BTreeSet::new() })
+        Some(FdStore { socket: notify::socket()?, max, names: BTreeSet::new(), answer })
     }
 
     /// What it has from before.
@@ -74,7 +74,8 @@ impl FdStore {
         notify::send(&self.socket, "BARRIER=1", &[writer.as_fd()])?;
         drop(writer);
         let mut polled = [PollFd::new(&reader, PollFlags::empty())];
-        match rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&PATIENCE)))? {
+        let timeout = Timespec::try_from(self.answer).map_err(io::Error::other)?;
+        match rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&timeout)))? {
             0 => Err(io::ErrorKind::TimedOut.into()),
             _ => Ok(()),
         }

@@ -13,6 +13,12 @@ use super::client::{Client, SOCKET};
 use super::wire::{self, Packet};
 use super::*;
 
+const OPTIONS: KeeperOptions = KeeperOptions {
+    holder: HolderOptions { names: 100, daemons: 8, send_sec: 1, alone_sec: 10 },
+    answer: Duration::from_secs(5),
+    secrets_bytes: 100,
+};
+
 fn socket() -> OwnedFd {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
 }
@@ -22,10 +28,14 @@ fn address(root: &Path) -> SocketAddrUnix {
 }
 
 fn start(root: &Path) -> JoinHandle<usize> {
+    start_with(root, OPTIONS.holder)
+}
+
+fn start_with(root: &Path, options: HolderOptions) -> JoinHandle<usize> {
     let listener = socket();
     rustix::net::bind(&listener, &address(root)).unwrap();
     rustix::net::listen(&listener, 8).unwrap();
-    thread::spawn(move || process::serve(listener.as_fd()).len())
+    thread::spawn(move || process::serve(listener.as_fd(), options).len())
 }
 
 fn file(text: &str) -> OwnedFd {
@@ -48,7 +58,7 @@ fn name(number: u64) -> Name {
 fn a_successor_finds_what_was_held() {
     let root = tempfile::tempdir().unwrap();
     let keeper = start(root.path());
-    let mut first = Client::find(root.path()).unwrap();
+    let mut first = Client::find(root.path(), OPTIONS).unwrap();
     for number in 0..40 {
         first.hold(name(number), vec![file(&format!("a{number}")), file(&format!("b{number}"))]).unwrap();
     }
@@ -57,7 +67,7 @@ fn a_successor_finds_what_was_held() {
     first.release(&name(8)).unwrap();
     drop(first);
 
-    let mut second = Client::find(root.path()).unwrap();
+    let mut second = Client::find(root.path(), OPTIONS).unwrap();
     let held = second.held();
     assert_eq!(held.len(), 39);
     assert!(held.keys().is_sorted());
@@ -74,10 +84,10 @@ fn a_successor_finds_what_was_held() {
 fn it_ends_with_the_last_thing_and_the_last_daemon() {
     let root = tempfile::tempdir().unwrap();
     let keeper = start(root.path());
-    let mut daemon = Client::find(root.path()).unwrap();
+    let mut daemon = Client::find(root.path(), OPTIONS).unwrap();
     daemon.hold(name(1), vec![file("x")]).unwrap();
     drop(daemon);
-    let mut daemon = Client::find(root.path()).unwrap();
+    let mut daemon = Client::find(root.path(), OPTIONS).unwrap();
     assert!(!keeper.is_finished());
     daemon.release(&name(1)).unwrap();
     assert!(!keeper.is_finished(), "a daemon is connected");
@@ -85,12 +95,37 @@ fn it_ends_with_the_last_thing_and_the_last_daemon() {
     assert_eq!(keeper.join().unwrap(), 0);
 }
 
+#[test]
+fn it_holds_no_more_than_it_was_told_to() {
+    let root = tempfile::tempdir().unwrap();
+    let keeper = start_with(root.path(), HolderOptions { names: 2, ..OPTIONS.holder });
+    let mut daemon = Client::find(root.path(), OPTIONS).unwrap();
+    daemon.hold(name(1), vec![file("a")]).unwrap();
+    daemon.hold(name(2), vec![file("b")]).unwrap();
+    assert!(matches!(daemon.hold(name(3), vec![file("c")]), Err(HoldError::Full)));
+    daemon.hold(name(2), vec![file("in its place")]).unwrap();
+    daemon.release(&name(1)).unwrap();
+    daemon.hold(name(3), vec![file("c")]).unwrap();
+    daemon.end().unwrap();
+    keeper.join().unwrap();
+}
+
+/// The process has them from its command line alone.
+#[test]
+fn its_bounds_come_back() {
+    use crate::args::{Args, Command};
+    let options = HolderOptions { names: 7, daemons: 3, send_sec: 5, alone_sec: 11 };
+    let line = ["soci-snapshotter-grpc", client::COMMAND].map(String::from).into_iter();
+    let line = line.chain(options.arguments()).map(std::ffi::OsString::from);
+    assert_eq!(Args::parse_from_command_line(line).unwrap().command, Some(Command::KeepDescriptors(options)));
+}
+
 /// Whoever says nonsense is hung up on; the others go on.
 #[test]
 fn nonsense_costs_the_connection() {
     let root = tempfile::tempdir().unwrap();
     let keeper = start(root.path());
-    let mut daemon = Client::find(root.path()).unwrap();
+    let mut daemon = Client::find(root.path(), OPTIONS).unwrap();
     daemon.hold(name(1), vec![file("x")]).unwrap();
     for bytes in [&b"\xff"[..], b"\x02../escape", &[3; 200], b"\x83soci-mount-1"] {
         let other = socket();
@@ -114,7 +149,7 @@ fn nonsense_costs_the_connection() {
         .collect();
     daemon.hold(name(3), vec![file("y")]).unwrap();
     drop((crowd, other));
-    assert_eq!(Client::find(root.path()).unwrap().held().len(), 2);
+    assert_eq!(Client::find(root.path(), OPTIONS).unwrap().held().len(), 2);
     daemon.end().unwrap();
     keeper.join().unwrap();
 }
@@ -122,11 +157,11 @@ fn nonsense_costs_the_connection() {
 #[test]
 fn a_dead_keeper_is_not_found() {
     let root = tempfile::tempdir().unwrap();
-    assert!(Client::find(root.path()).is_none());
+    assert!(Client::find(root.path(), OPTIONS).is_none());
     let listener = socket();
     rustix::net::bind(&listener, &address(root.path())).unwrap();
     drop(listener);
-    assert!(Client::find(root.path()).is_none());
+    assert!(Client::find(root.path(), OPTIONS).is_none());
 }
 
 /// A path longer than an address may be.
@@ -139,7 +174,7 @@ fn a_deep_root() {
     let short = root.path().join("s");
     std::os::unix::fs::symlink(&deep, &short).unwrap();
     let keeper = start(&short);
-    drop(Client::find(&deep).unwrap());
+    drop(Client::find(&deep, OPTIONS).unwrap());
     assert_eq!(keeper.join().unwrap(), 0);
 }
 

@@ -21,7 +21,7 @@ pub(super) fn attach(
         Some(found) => found,
         None => {
             erofs::clear(&mount_point).map_err(failed("clear", &mount_point))?;
-            mount(fuse, file, complete, &mount_point)?
+            mount(fuse, file, complete, &mount_point, options)?
         }
     };
     match backing {
@@ -49,6 +49,7 @@ fn mount(
     file: &Path,
     complete: bool,
     mount_point: &Path,
+    options: KernelOptions,
 ) -> Result<(Device, Backing), KernelError> {
     let (path, backing) = if complete {
         (file.to_owned(), Backing::Local)
@@ -56,7 +57,8 @@ fn mount(
         (FuseMount::layer_file(fuse), Backing::Fuse)
     };
     let file = File::open(&path).map_err(failed("open", &path))?;
-    let device = Device::over(&file).map_err(failed("find a loop device for", &path))?;
+    let device =
+        Device::over(&file, options.loop_attempts).map_err(failed("find a loop device for", &path))?;
     if backing == Backing::Fuse {
         // Otherwise one missing span would delay everybody.
         device.set_direct_io(true).map_err(failed("read with direct I/O", &path))?;

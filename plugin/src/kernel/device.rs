@@ -11,9 +11,6 @@ use rustix::io::Errno;
 
 use crate::adopt::{LoopBacking, LoopControl, LoopDevice};
 
-/// How often somebody else may be faster with the device that the kernel called free.
-const ATTEMPTS: usize = 64;
-
 /// A loop device with a backing file, as long as it is open here or mounted.
 #[derive(Debug)]
 pub(super) struct Device {
@@ -24,12 +21,12 @@ pub(super) struct Device {
 // === impl Device ===
 
 impl Device {
-    /// Over a file.
-    pub(super) fn over(file: &File) -> io::Result<Device> {
+    /// Over a file. So many `attempts` are made while somebody else is faster with the device that the kernel calls free.
+    pub(super) fn over(file: &File, attempts: u32) -> io::Result<Device> {
         let block_size = u32::try_from(BLOCK_SIZE).map_err(io::Error::other)?;
         let control = LoopControl::open()?;
         let mut taken = Errno::BUSY.into();
-        for _ in 0..ATTEMPTS {
+        for _ in 0..attempts {
             let number = control.next_free()?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let tried = open(&path, number).and_then(|device| {
@@ -130,7 +127,7 @@ mod tests {
         let devices: Vec<Device> = thread::scope(|scope| {
             let one = || {
                 start.wait();
-                Device::over(&file).unwrap()
+                Device::over(&file, 64).unwrap()
             };
             let threads: Vec<_> = (0..24).map(|_| scope.spawn(one)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -154,7 +151,7 @@ mod tests {
     #[test]
     fn a_node_that_is_missing_is_made() {
         let folder = tempfile::tempdir().unwrap();
-        let device = Device::over(&backing(folder.path())).unwrap();
+        let device = Device::over(&backing(folder.path()), 1).unwrap();
         let number = device.path().to_str().unwrap().trim_start_matches("/dev/loop").parse().unwrap();
         let path = folder.path().join("node");
         let made = open(&path, number).unwrap();
@@ -165,7 +162,7 @@ mod tests {
     #[test]
     fn the_file_can_be_exchanged_for_one_of_the_same_size() {
         let folder = tempfile::tempdir().unwrap();
-        let device = Device::over(&backing(folder.path())).unwrap();
+        let device = Device::over(&backing(folder.path()), 1).unwrap();
         let other = |name: &str, length| {
             fs::write(folder.path().join(name), vec![9; length]).unwrap();
             File::open(folder.path().join(name)).unwrap()

@@ -200,6 +200,7 @@ impl Errand {
         if let Some(options) = options {
             put("read-ahead-kib", &options.read_ahead_kib.to_string());
             put("local-read-ahead-kib", &options.local_read_ahead_kib.to_string());
+            put("loop-attempts", &options.loop_attempts.to_string());
         }
         if matches!(self, Errand::Attach { complete: true, .. }) {
             line.push("--complete".into());
@@ -231,7 +232,8 @@ mod tests {
     use super::*;
     use crate::args::{Args, Command};
 
-    const OPTIONS: KernelOptions = KernelOptions { read_ahead_kib: 7, local_read_ahead_kib: 8 };
+    const OPTIONS: KernelOptions =
+        KernelOptions { read_ahead_kib: 7, local_read_ahead_kib: 8, loop_attempts: 9 };
 
     #[test]
     fn arguments_come_back() {

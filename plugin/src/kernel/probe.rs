@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use erofs_image::{Attributes, BLOCK_SIZE, Content, TreeBuilder};
 
 use super::device::Device;
-use super::erofs;
+use super::{KernelOptions, erofs};
 
 const CONTENT: &[u8] = b"read by way of EROFS and a loop device\n";
 
@@ -34,7 +34,7 @@ pub enum ProbeError {
 }
 
 /// Mounts a small image and reads it back. Leaves nothing behind.
-pub(super) fn probe(scratch: &Path) -> Result<(), ProbeError> {
+pub(super) fn probe(scratch: &Path, options: KernelOptions) -> Result<(), ProbeError> {
     let place = scratch.join("kernel-check");
     let scratch = |source| ProbeError::Scratch { path: place.clone(), source };
     let (image, at) = (place.join("image"), place.join("mounted"));
@@ -42,13 +42,14 @@ pub(super) fn probe(scratch: &Path) -> Result<(), ProbeError> {
     let _ = erofs::clear(&at);
     let _ = fs::remove_dir_all(&place);
     fs::create_dir_all(&at).map_err(scratch)?;
-    let result = fs::write(&image, tiny()).map_err(scratch).and_then(|()| mounted(&image, &at));
+    let result = fs::write(&image, tiny()).map_err(scratch).and_then(|()| mounted(&image, &at, options));
     let cleared = erofs::clear(&at).and_then(|()| fs::remove_dir_all(&place)).map_err(scratch);
     result.and(cleared)
 }
 
-fn mounted(image: &Path, at: &Path) -> Result<(), ProbeError> {
-    let device = File::open(image).and_then(|file| Device::over(&file)).map_err(ProbeError::Loop)?;
+fn mounted(image: &Path, at: &Path, options: KernelOptions) -> Result<(), ProbeError> {
+    let device = File::open(image).and_then(|file| Device::over(&file, options.loop_attempts));
+    let device = device.map_err(ProbeError::Loop)?;
     erofs::mount(&device, at).map_err(ProbeError::Erofs)?;
     match fs::read(at.join("file")) {
         Ok(content) if content == CONTENT => Ok(()),
@@ -77,7 +78,7 @@ mod tests {
     #[test]
     fn this_machine_can_and_nothing_stays() {
         let scratch = tempfile::tempdir().unwrap();
-        probe(scratch.path()).unwrap();
+        probe(scratch.path(), KernelOptions::default()).unwrap();
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(scratch.path().to_str().unwrap()));
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn where_nothing_can_be_written() {
-        let error = probe(Path::new("/dev/null")).unwrap_err();
+        let error = probe(Path::new("/dev/null"), KernelOptions::default()).unwrap_err();
         assert!(matches!(error, ProbeError::Scratch { .. }), "{error:?}");
     }
 }

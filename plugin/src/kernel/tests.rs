@@ -70,8 +70,9 @@ fn readers_go_on_when_fuse_has_gone() {
     fs::create_dir_all(&at).unwrap();
     let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
     let fuse = FuseMount::mount(Arc::clone(&layer), &at, options, |_| Hold::none()).unwrap();
-    let options = KernelOptions { read_ahead_kib: 128, local_read_ahead_kib: 512 };
-    let mount = Kernel { options, program: THIS_PROGRAM.into() }.attach(&layer, &at).unwrap();
+    let (options, patience) =
+        (KernelOptions { read_ahead_kib: 128, ..KernelOptions::default() }, Patience::default());
+    let mount = Kernel { options, patience, program: THIS_PROGRAM.into() }.attach(&layer, &at).unwrap();
 
     let mut early = File::open(mount.mount_point().join("usr/lib/rand")).unwrap();
     let before = contents(mount.mount_point());

@@ -2,7 +2,6 @@
 //! layers are looked for in the registry. Nothing of this can fail a request: who comes later finds things done, or does them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lazy_layer::LayerKey;
@@ -15,10 +14,6 @@ use crate::telemetry::chain;
 
 /// Layers of an image that are looked at: a label cannot list more, nor can overlayfs stack many more.
 const MAX_LAYERS: usize = 128;
-/// Layers of an image that are looked for at the same time; each costs one small request.
-const LOCATING: usize = 4;
-/// How long the registry may take to say where a layer is. Whoever reads from it then asks again, with a patience of his own.
-const LOCATE_DEADLINE: Duration = Duration::from_secs(10);
 
 // === impl Resolver ===
 
@@ -79,11 +74,12 @@ impl Resolver {
     /// Finds out where the layers are: connection, token and redirects are there then, and the first read costs one round trip. Where the
     /// registry sends the bytes itself, one layer tells for all.
     async fn locate(self: Arc<Self>, repository: Repository, layers: Vec<Digest>) {
+        let limit = self.options.locate_deadline;
         let locate = async |layer: &Digest| {
             let client = self.registries.client(&repository).map_err(|error| chain(&error))?;
-            match tokio::time::timeout(LOCATE_DEADLINE, client.locate_blob(&repository, layer)).await {
+            match tokio::time::timeout(limit, client.locate_blob(&repository, layer)).await {
                 Ok(located) => located.map_err(|error| chain(&error)),
-                Err(_) => Err(format!("no answer within {LOCATE_DEADLINE:?}")),
+                Err(_) => Err(format!("no answer within {limit:?}")),
             }
         };
         let Some((first, others)) = layers.split_first() else { return };
@@ -91,7 +87,9 @@ impl Resolver {
             Ok(false) => {}
             Ok(true) => {
                 let all = futures_util::stream::iter(others.iter().map(locate));
-                all.buffer_unordered(LOCATING).for_each(|_| std::future::ready(())).await;
+                all.buffer_unordered(self.options.layers_ahead.max(1))
+                    .for_each(|_| std::future::ready(()))
+                    .await;
             }
             Err(error) => tracing::debug!(error, %repository, "layer not located ahead of its readers"),
         }

@@ -12,9 +12,10 @@ use super::Resolver;
 use crate::snapshot::LazyRecord;
 use crate::telemetry::chain;
 
-/// When it is looked for. Not at once: the first reads of a container come first, and it is needed only when all of the layer is here.
-const TRIES: [Duration; 4] =
-    [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
+/// Seconds before it is looked for, time after time; the last pause holds for all further ones. Not at once: the first reads of a container come
+/// first, and it is needed only when all of the layer is here.
+const PAUSES: [u64; 3] = [2, 10, 60];
+const LAST_PAUSE: u64 = 600;
 
 /// The part of an image manifest that matters.
 #[derive(Deserialize)]
@@ -42,10 +43,12 @@ struct RootFs {
 impl Resolver {
     /// Tells a layer what it should be, some time after it was mounted.
     pub(super) fn expect_later(self: &Arc<Self>, layer: &Arc<Layer>, record: &LazyRecord) {
+        let attempts = self.options.diff_id_attempts;
         let (this, layer, record) = (Arc::downgrade(self), Arc::downgrade(layer), record.clone());
         tokio::spawn(async move {
-            for pause in TRIES {
-                tokio::time::sleep(pause).await;
+            let pauses = PAUSES.into_iter().chain(std::iter::repeat(LAST_PAUSE));
+            for seconds in pauses.take(attempts) {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
                 let Some(this) = Weak::upgrade(&this) else { return };
                 let found = this.diff_id(&record).await;
                 drop(this);

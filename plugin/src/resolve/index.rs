@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -20,11 +19,6 @@ use super::content::{ArtifactError, Origin, What, fetch};
 
 /// Largest manifest or index that is read, bytes.
 const MAX_MANIFEST: u64 = soci_index::MAX_INDEX_SIZE as u64;
-/// Referrers that are looked at, newest first, before the image counts as one without an index. Each costs a round trip of the time that
-/// `deadlines.resolve_sec` allows for all.
-const MAX_CANDIDATES: usize = 4;
-/// How long after an index the daemon waits before it puts it into containerd's store: the zTOCs that its layers need arrive meanwhile.
-const KEEP_AFTER: Duration = Duration::from_secs(3);
 
 /// The image whose index is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -214,8 +208,10 @@ impl Resolver {
         if let Some(containerd) = containerd {
             // Newest first already.
             let records = containerd.artifacts().list_indices().await.unwrap_or_default();
-            for record in
-                records.iter().filter(|record| record.image_digest == key.manifest).take(MAX_CANDIDATES)
+            for record in records
+                .iter()
+                .filter(|record| record.image_digest == key.manifest)
+                .take(self.options.referrers)
             {
                 if let Ok(found) = self.index_at(Some(containerd), key, &record.digest).await
                     && found.index.version() == Version::V1
@@ -234,7 +230,7 @@ impl Resolver {
         for descriptor in referrers
             .iter()
             .filter(|descriptor| soci_index::is_sha256(descriptor.digest()))
-            .take(MAX_CANDIDATES)
+            .take(self.options.referrers)
         {
             match self.index_at(containerd, key, descriptor.digest()).await {
                 Ok(found) => {
@@ -273,7 +269,7 @@ impl Resolver {
     /// next daemon need not ask the registry. Nobody waits for this.
     async fn keep(self: Arc<Self>, key: ImageKey, found: Arc<FoundIndex>) {
         let Some(containerd) = self.containerd(key.namespace.as_deref()) else { return };
-        tokio::time::sleep(KEEP_AFTER).await;
+        tokio::time::sleep(self.options.keep_after).await;
         if let Err(error) = self.keep_in(&containerd, &key, &found).await {
             // For example an image that was pulled without its content being kept. The layers are lazy all the same.
             tracing::debug!(error, digest = %found.digest, "SOCI artifacts stay outside containerd's content store");
@@ -291,7 +287,7 @@ impl Resolver {
         if containerd.content().info(&key.manifest).await.map_err(text)?.is_none() {
             return Err("the image's manifest is not in the content store".into());
         }
-        let lease = containerd.leases().create(Duration::from_secs(600)).await.map_err(text)?;
+        let lease = containerd.leases().create(self.options.store_deadline).await.map_err(text)?;
         let result = async {
             for ztoc in found.index.ztocs() {
                 let annotations = ztoc.annotations().as_ref();

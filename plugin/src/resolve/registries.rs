@@ -12,16 +12,21 @@ use tokio::sync::Semaphore;
 use crate::credentials::Keyring;
 use crate::telemetry::chain;
 
-/// Registries that are greeted at the same time; one more is not greeted.
-const GREETINGS: usize = 16;
-/// How long a greeting may take; it only saves somebody time.
-const GREETING: Duration = Duration::from_secs(10);
+/// How registries are greeted.
+#[derive(Clone, Copy, Debug)]
+pub struct GreetOptions {
+    /// So many at the same time; one more is not greeted.
+    pub at_once: usize,
+    /// How long one may take; it only saves somebody time.
+    pub deadline: Duration,
+}
 
 /// Clients: one for ordinary hosts, and one for each way of talking that was handed over with credentials.
 pub struct Registries {
     options: ClientOptions,
     keyring: Arc<Keyring>,
     clients: Mutex<HashMap<Manner, Client>>,
+    greeting: Duration,
     /// One permit for each greeting under way.
     greetings: Arc<Semaphore>,
 }
@@ -37,12 +42,13 @@ struct Manner {
 impl Registries {
     /// Clients with these options, but for what `keyring` says of a repository.
     #[must_use]
-    pub fn new(options: ClientOptions, keyring: Arc<Keyring>) -> Registries {
+    pub fn new(options: ClientOptions, greet: GreetOptions, keyring: Arc<Keyring>) -> Registries {
         Registries {
             options,
             keyring,
             clients: Mutex::default(),
-            greetings: Arc::new(Semaphore::new(GREETINGS)),
+            greeting: greet.deadline,
+            greetings: Arc::new(Semaphore::new(greet.at_once)),
         }
     }
 
@@ -57,7 +63,7 @@ impl Registries {
                 let client = this.client(&repository).map_err(|error| chain(&error))?;
                 client.greet(&repository).await.map_err(|error| chain(&error))
             };
-            match tokio::time::timeout(GREETING, greet).await {
+            match tokio::time::timeout(this.greeting, greet).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::debug!(error, %repository, "registry not ready ahead of its readers")

@@ -8,9 +8,6 @@ use super::record::{Id, LazyRecord};
 use super::{Shared, SnapshotError, Snapshotter};
 use crate::failpoint;
 
-/// Requests that wait for a pass; more are answered by the passes that these cause.
-pub(super) const QUEUE: usize = 64;
-
 /// A clean-up that could not be waited for.
 #[derive(Debug, thiserror::Error)]
 #[error("too many clean-ups at the same time")]
@@ -18,8 +15,8 @@ pub struct CleanError;
 
 /// Serves requests as long as there is a snapshotter. Everything that is queued when a pass begins is answered by it.
 pub(super) async fn run(shared: Weak<Shared>, mut requests: mpsc::Receiver<oneshot::Sender<()>>) {
-    let mut waiting = Vec::new();
-    while requests.recv_many(&mut waiting, QUEUE).await > 0 {
+    let (mut waiting, all) = (Vec::new(), requests.max_capacity());
+    while requests.recv_many(&mut waiting, all).await > 0 {
         let Some(shared) = shared.upgrade() else { return };
         Snapshotter { shared }.clean().await;
         for done in waiting.drain(..) {

@@ -128,6 +128,7 @@ fn options() -> Options {
         min_layer_size: 100,
         restores: 2,
         restore_deadline: Duration::from_secs(5),
+        cleanups: 64,
         overlay: OverlayOptions::default(),
     }
 }
@@ -135,6 +136,11 @@ fn options() -> Options {
 fn open(root: &Path, fake: Fake) -> (Snapshotter, Arc<Fake>) {
     let fake = Arc::new(fake);
     (Snapshotter::open(root, options(), fake.clone()).unwrap(), fake)
+}
+
+/// One that nobody asks anything of.
+pub(crate) fn idle(root: &Path) -> Snapshotter {
+    open(root, Fake::default()).0
 }
 
 fn answers(answers: &[Answer]) -> Fake {

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::Write;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -12,13 +11,10 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::Limiter;
+use super::{Brake, Limiter};
 
 /// Crates whose lines a registry or an image can cause at will.
 const BRAKED: [&str; 2] = ["lazy_layer", "oci_registry"];
-/// Lines of one kind that pass at once, and the time after which one more does.
-const BURST: u32 = 20;
-const PAUSE: Duration = Duration::from_secs(2);
 
 /// Writes each event as one flat JSON object with sorted keys: its fields, `level`, `msg` and `time`.
 ///
@@ -26,6 +22,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// `suppressed`. Debug lines are not braked: whoever asks for them wants them all.
 pub struct JsonLines<W> {
     out: Mutex<W>,
+    brake: Brake,
     /// As many as the crates have places that log.
     brakes: Mutex<HashMap<Identifier, Limiter>>,
 }
@@ -37,15 +34,15 @@ struct Fields(BTreeMap<&'static str, Value>);
 impl JsonLines<std::io::Stdout> {
     /// To the standard output. A reader that went away is no reason to stop: what cannot be written is dropped.
     #[must_use]
-    pub fn stdout() -> Self {
-        JsonLines::new(std::io::stdout())
+    pub fn stdout(brake: Brake) -> Self {
+        JsonLines::new(std::io::stdout(), brake)
     }
 }
 
 impl<W: Write> JsonLines<W> {
     /// To any writer, one `write` call a line, so that lines of several threads stay whole.
-    pub fn new(out: W) -> Self {
-        JsonLines { out: Mutex::new(out), brakes: Mutex::default() }
+    pub fn new(out: W, brake: Brake) -> Self {
+        JsonLines { out: Mutex::new(out), brake, brakes: Mutex::default() }
     }
 }
 
@@ -57,7 +54,7 @@ impl<W> JsonLines<W> {
             return Some(0);
         }
         let mut brakes = self.brakes.lock();
-        brakes.entry(kind.callsite()).or_insert_with(|| Limiter::new(BURST, PAUSE)).pass()
+        brakes.entry(kind.callsite()).or_insert_with(|| Limiter::new(self.brake)).pass()
     }
 }
 
@@ -149,10 +146,13 @@ fn name(level: Level) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
+
+    const BRAKE: Brake = Brake { burst: 20, pause: Duration::from_secs(2) };
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -171,7 +171,7 @@ mod tests {
     fn said(events: impl FnOnce()) -> String {
         let sink = Sink::default();
         tracing::subscriber::with_default(
-            tracing_subscriber::registry().with(JsonLines::new(sink.clone())),
+            tracing_subscriber::registry().with(JsonLines::new(sink.clone(), BRAKE)),
             events,
         );
         String::from_utf8(sink.0.lock().clone()).unwrap()
@@ -204,7 +204,7 @@ mod tests {
         });
         let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
         // The clock may let one more through.
-        assert!((BURST as usize..=BURST as usize + 1).contains(&count("wrong bytes")), "{text}");
+        assert!((20..=21).contains(&count("wrong bytes")), "{text}");
         assert_eq!((count("detail"), count("our own"), count("another kind")), (100, 100, 1));
     }
 

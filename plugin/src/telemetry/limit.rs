@@ -4,13 +4,21 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+/// How many events pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Brake {
+    /// At once.
+    pub burst: u32,
+    /// One more for every such interval that passes.
+    pub pause: Duration,
+}
+
 /// Lets a burst of events through and then one for each interval; the next that passes says how many did not.
 ///
 /// For events that an image, a container or a registry can cause at will: a disk full of log lines is an attack too.
 #[derive(Debug)]
 pub struct Limiter {
-    burst: u32,
-    interval: Duration,
+    brake: Brake,
     state: Mutex<State>,
 }
 
@@ -24,10 +32,10 @@ struct State {
 // === impl Limiter ===
 
 impl Limiter {
-    /// `burst` events at once, and one more for every `interval` that passes.
+    /// With nothing passed yet.
     #[must_use]
-    pub const fn new(burst: u32, interval: Duration) -> Limiter {
-        Limiter { burst, interval, state: Mutex::new(State { left: burst, refilled: None, dropped: 0 }) }
+    pub const fn new(brake: Brake) -> Limiter {
+        Limiter { brake, state: Mutex::new(State { left: brake.burst, refilled: None, dropped: 0 }) }
     }
 
     /// `Some(number dropped since the last one)` if this event may be logged.
@@ -41,10 +49,11 @@ impl Limiter {
         let earned = now
             .saturating_duration_since(since)
             .as_nanos()
-            .checked_div(self.interval.as_nanos())
+            .checked_div(self.brake.pause.as_nanos())
             .unwrap_or(u128::MAX);
         if earned > 0 {
-            state.left = state.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(self.burst);
+            state.left =
+                state.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(self.brake.burst);
             state.refilled = Some(now);
         }
         if state.left == 0 {
@@ -62,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_burst_then_one_an_interval() {
-        let limiter = Limiter::new(2, Duration::from_secs(1));
+        let limiter = Limiter::new(Brake { burst: 2, pause: Duration::from_secs(1) });
         let start = Instant::now();
         assert_eq!(limiter.pass_at(start), Some(0));
         assert_eq!(limiter.pass_at(start), Some(0));

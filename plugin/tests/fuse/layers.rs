@@ -18,7 +18,7 @@ use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 use soci_snapshotter_grpc::fuse::{FuseMount, FuseOptions};
 use soci_snapshotter_grpc::keeper::Hold;
-use soci_snapshotter_grpc::kernel::{Kernel, KernelMount, KernelOptions};
+use soci_snapshotter_grpc::kernel::{Kernel, KernelMount, KernelOptions, Patience};
 use soci_snapshotter_grpc::snapshot::FrontEnd;
 use tokio::runtime::{Handle, Runtime};
 use ztoc::{BuildOptions, Builder, CompressedOffset, Compression};
@@ -173,9 +173,8 @@ impl Fixture {
 
 /// The front end above FUSE, which this machine has to have.
 pub fn kernel(scratch: &Path) -> Kernel {
-    let options = KernelOptions { read_ahead_kib: 1024, local_read_ahead_kib: 512 };
     let program = env!("CARGO_BIN_EXE_soci-snapshotter-grpc").into();
-    Kernel::probe(scratch, options).unwrap().with_program(program)
+    Kernel::probe(scratch, KernelOptions::default(), Patience::default()).unwrap().with_program(program)
 }
 
 /// A layer as a container's lower directory. It does not outlive its test.
