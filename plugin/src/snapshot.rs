@@ -495,6 +495,14 @@ impl Shared {
         directories.map_or_else(|| Below::Directory(self.tree.fs(record.id)), Below::Lazy)
     }
 
+    fn make_good(&self, id: Id) -> Result<(), SnapshotError> {
+        self.tree.make_good(id).map_err(|source| SnapshotError::File {
+            operation: "make",
+            path: self.tree.fs(id),
+            source,
+        })
+    }
+
     fn usage(&self, id: Id) -> Result<Usage, SnapshotError> {
         self.tree.usage(id).map_err(|source| SnapshotError::File {
             operation: "measure",

@@ -204,12 +204,15 @@ impl Snapshotter {
         }
         let result = match self.shared.restores.acquire().await {
             Ok(_permit) if self.shared.mounted.lock().contains_key(&id) => Ok(true),
-            Ok(_permit) => {
-                self.shared.backend.remount(lazy.clone(), id, self.shared.tree.fs(id)).await.map(|mount| {
-                    self.shared.mounted.lock().insert(id, Mounted { lazy: lazy.clone(), mount });
-                    true
-                })
-            }
+            Ok(_permit) => match self.blocking(move |shared| shared.make_good(id)).await {
+                Ok(()) => self.shared.backend.remount(lazy.clone(), id, self.shared.tree.fs(id)).await.map(
+                    |mount| {
+                        self.shared.mounted.lock().insert(id, Mounted { lazy: lazy.clone(), mount });
+                        true
+                    },
+                ),
+                Err(error) => Err(crate::telemetry::chain(&error)),
+            },
             Err(_) => Ok(false),
         };
         self.shared.restoring.lock().remove(&id);

@@ -12,6 +12,7 @@
 //! Every transaction is short and touches nothing but this file, with one exception: a new snapshot's directory is renamed into its place
 //! inside the transaction that makes its row, so that a row without a directory cannot be.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -148,7 +149,33 @@ impl Store {
     pub fn open(path: &Path) -> Result<Store, StoreError> {
         let failed =
             |source: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(source) };
+        if !path.try_exists().map_err(|error| failed(error.into()))? {
+            Store::make(path).map_err(failed)?;
+        }
         let database = Database::create(path).map_err(|error| failed(error.into()))?;
+        Store::of(database, path)
+    }
+
+    /// Makes an empty file under another name first: redb does not open again what is half made when the process or the machine ends.
+    fn make(path: &Path) -> Result<(), redb::Error> {
+        let new = path.with_extension("redb.new");
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        drop(Database::create(&new)?);
+        failpoint::pass("store.made");
+        fs::rename(&new, path)?;
+        if let Some(directory) = path.parent() {
+            fs::File::open(directory)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// `path` is for messages.
+    fn of(database: Database, path: &Path) -> Result<Store, StoreError> {
+        let failed =
+            |source: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(source) };
         let store = Store { database };
         let transaction = store.database.begin_write().map_err(|error| failed(error.into()))?;
         let found = {
@@ -458,5 +485,7 @@ macro_rules! database_errors {
 
 database_errors!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
 
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod tests;

@@ -274,6 +274,8 @@ async fn a_restart_brings_layers_back_or_says_that_it_could_not() {
         snapshotter.cleanup().await.unwrap();
         snapshotter.unmount_all().await;
     }
+    // The power went before the directory was on the disk.
+    std::fs::remove_dir_all(root.path().join("snapshotter/snapshots/1")).unwrap();
     let parent = {
         let (snapshotter, fake) = open(root.path(), Fake { remounts_fail: true, ..Fake::default() });
         let restored = snapshotter.restore().await.unwrap();
@@ -296,6 +298,7 @@ async fn a_restart_brings_layers_back_or_says_that_it_could_not() {
     let (snapshotter, fake) = open(root.path(), Fake::default());
     let restored = snapshotter.restore().await.unwrap();
     assert_eq!((restored.mounted, restored.missing), (1, 0));
+    assert!(root.path().join("snapshotter/snapshots/1/fs").is_dir());
     assert_eq!(fake.mounted.load(Ordering::SeqCst), 1);
     let mounts = snapshotter.view("n/5/v".into(), parent, Labels::new()).await.unwrap();
     // Not a bind mount of the layer itself: only overlayfs checks who may read what.

@@ -100,6 +100,21 @@ impl Tree {
         Ok(staged)
     }
 
+    /// Sees to it that a snapshot has a directory to be mounted at. A row can be on the disk before its directory is: then a power cut takes that away.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn make_good(&self, id: Id) -> io::Result<()> {
+        for (path, mode) in [(self.directory(id), 0o700), (self.fs(id), 0o755)] {
+            match DirBuilder::new().mode(mode).create(&path) {
+                Ok(()) => fs::set_permissions(&path, Permissions::from_mode(mode))?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Numbers of all directories there are.
     ///
     /// # Errors

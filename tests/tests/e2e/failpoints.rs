@@ -133,6 +133,20 @@ fn a_layer_is_left_to_containerd() {
 }
 
 #[test]
+fn the_daemon_starts_for_the_first_time() {
+    let mut stack = Stack::start();
+    stack.daemon.stop(Signal::INT);
+    std::fs::remove_dir_all(stack.daemon.root()).unwrap();
+    stack.daemon.relaunch_to_die_at("store.made");
+    stack.daemon.relaunch_after_death();
+    // A list of nothing does not need the daemon.
+    eventually("containerd reaches the daemon", Duration::from_secs(20), || {
+        stack.ctr(&["snapshot", "--snapshotter", "soci", "prepare", "first"]).success
+    });
+    agree(&stack, "store.made");
+}
+
+#[test]
 fn a_container_starts() {
     let mut stack = Stack::start();
     let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);

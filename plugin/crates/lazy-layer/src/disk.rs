@@ -28,6 +28,7 @@ pub(crate) mod headers;
 pub(crate) mod manifest;
 pub(crate) mod spans;
 pub(crate) mod states;
+pub(crate) mod sync;
 
 /// File names in a layer's directory.
 pub(crate) mod name {

@@ -23,6 +23,7 @@ use crate::disk::headers::{HeaderId, HeaderTable};
 use crate::disk::manifest::Encoding;
 use crate::disk::spans::SpanRows;
 use crate::disk::states::{State, States};
+use crate::disk::sync;
 use crate::engine::Engine;
 use crate::error::ReadError;
 use crate::key::LayerKey;
@@ -45,6 +46,9 @@ pub type Reply = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 
 /// A read gives no more bytes than this, whatever was asked for; the kernel asks for 1 MiB at most.
 pub const MAX_READ: u32 = 16 << 20;
+
+/// How often a layer that goes on growing is synced before it is left to be re-checked. Each time less has come meanwhile.
+const SETTLING: u32 = 3;
 
 /// Identity of an open layer within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -399,10 +403,17 @@ impl Layer {
         &self.counters
     }
 
-    /// Brings everything to the disk and says so there.
+    /// Brings everything to the disk and says so there. Spans may go on coming meanwhile: then, in the end, it is not said, and they are re-checked after
+    /// a reboot.
     pub(crate) fn settle(&self) -> std::io::Result<()> {
-        self.file.sync_data()?;
-        self.states.mark_clean()
+        for _ in 0..SETTLING {
+            let records = self.states.records();
+            sync::data(&self.file)?;
+            if self.states.mark_clean(records)? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn directory(&self) -> &Path {

@@ -149,3 +149,14 @@ fn keys_are_found_by_both_ends() {
     // The ends may not overlap.
     assert!(store.between("a/soci-/", "/x").unwrap().is_empty());
 }
+
+/// The first start of all was cut off while it made the file.
+#[test]
+fn half_a_file_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("metadata.redb");
+    fs::write(dir.path().join("metadata.redb.new"), [0; 70_000]).unwrap();
+    make(&Store::open(&path).unwrap(), "a", "");
+    assert_eq!(Store::open(&path).unwrap().list().unwrap().len(), 1);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use super::bytes::{array, u32_at, u64_at};
 use super::checksum::check;
-use super::name;
+use super::{name, sync};
 use crate::error::FileError;
 
 const MAGIC: [u8; 8] = *b"SOCIDONE";
@@ -42,7 +42,7 @@ impl Checked {
     pub(crate) fn write(self, directory: &Path) -> Result<(), FileError> {
         let (place, new) = (directory.join(name::CHECKED), directory.join("checked.new"));
         fs::write(&new, self.encode())
-            .and_then(|()| fs::File::open(&new)?.sync_data())
+            .and_then(|()| sync::data(&fs::File::open(&new)?))
             .and_then(|()| fs::rename(&new, &place))
             .map_err(FileError::of("write", &place))
     }

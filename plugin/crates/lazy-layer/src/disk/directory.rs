@@ -16,7 +16,7 @@ use super::headers::{self, HeaderTable};
 use super::manifest::{self, Encoding, Manifest, ManifestError};
 use super::spans::SpanRows;
 use super::states::{State, States};
-use super::{Damaged, WINDOW, name};
+use super::{Damaged, WINDOW, name, sync};
 use crate::error::FileError;
 use crate::key::LayerKey;
 use crate::mapping::Mapping;
@@ -254,13 +254,13 @@ fn write_new(
     let result =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|mut file| {
             write(&mut file)?;
-            file.sync_all()
+            sync::all(&file)
         });
     result.map_err(FileError::of("write", &path))
 }
 
 fn sync_directory(directory: &Path) -> Result<(), FileError> {
-    File::open(directory).and_then(|file| file.sync_all()).map_err(FileError::of("sync", directory))
+    File::open(directory).and_then(|file| sync::all(&file)).map_err(FileError::of("sync", directory))
 }
 
 /// A name that no other directory of this process has.

@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use super::boot::BootId;
 use super::bytes::{array, u32_at, u64_at};
 use super::checksum::{Checksum, check};
-use super::name;
+use super::{name, sync};
 use crate::error::FileError;
 
 const MAGIC: [u8; 8] = *b"SOCISTAT";
@@ -66,9 +66,21 @@ pub(crate) struct States {
     file: File,
     count: usize,
     boot: BootId,
-    /// Whether the head on disk may say that everything has been synced.
-    marked_clean: Mutex<bool>,
+    mark: Mutex<Mark>,
 }
+
+/// What the head says, and whether it may.
+#[derive(Debug)]
+struct Mark {
+    /// The head on disk may say that everything has been synced.
+    clean: bool,
+    /// Records that this process has written.
+    records: Records,
+}
+
+/// How many records were written at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Records(u64);
 
 impl States {
     /// Reads the file, or makes it anew from whatever of it is intact. Gives the state of each span.
@@ -102,14 +114,27 @@ impl States {
             OpenOptions::new().read(true).write(true).open(&path).map_err(FileError::of("open", &path))?;
         // When a layer was opened last decides whether it goes first if room is needed. Not knowing that is no harm.
         let _ = file.set_modified(SystemTime::now());
-        let marked_clean = Mutex::new(whole && head.is_some_and(|head| head.clean));
-        Ok((Self { file, count, boot, marked_clean }, states))
+        let clean = whole && head.is_some_and(|head| head.clean);
+        let mark = Mutex::new(Mark { clean, records: Records(0) });
+        Ok((Self { file, count, boot, mark }, states))
     }
 
     /// Records a span's state. Its bytes must have been written before.
     pub(crate) fn record(&self, span: usize, state: State, checksum: Checksum) -> io::Result<()> {
-        self.unmark()?;
+        let mut mark = self.mark.lock();
+        if mark.clean {
+            // It must be gone from the disk before anything new is on it.
+            self.file.write_all_at(&Head { boot: self.boot, clean: false }.encode(self.count), 0)?;
+            sync::data(&self.file)?;
+            mark.clean = false;
+        }
+        mark.records = Records(mark.records.0.saturating_add(1));
         self.file.write_all_at(&encode_record(span, state, checksum), record_at(span))
+    }
+
+    /// How many records there are by now: the data of each was written before.
+    pub(crate) fn records(&self) -> Records {
+        self.mark.lock().records
     }
 
     /// The checksum that was recorded with a span, `None` if the record is not intact.
@@ -121,24 +146,18 @@ impl States {
             .map(|(_, checksum)| checksum))
     }
 
-    /// Says on disk that everything is there. The layer file must have been synced before.
-    pub(crate) fn mark_clean(&self) -> io::Result<()> {
-        let mut marked = self.marked_clean.lock();
-        self.file.sync_data()?;
-        *marked = true;
-        self.file.write_all_at(&Head { boot: self.boot, clean: true }.encode(self.count), 0)?;
-        self.file.sync_data()
-    }
-
-    /// Takes the mark away before the first new record: it must be gone from the disk before anything new is on it.
-    fn unmark(&self) -> io::Result<()> {
-        let mut marked = self.marked_clean.lock();
-        if *marked {
-            self.file.write_all_at(&Head { boot: self.boot, clean: false }.encode(self.count), 0)?;
-            self.file.sync_data()?;
-            *marked = false;
+    /// Says on disk that everything is there, unless there are more records than `synced`: those that there were when the layer file began to
+    /// be synced. The bytes of a later one may not be on the disk. Whether it was said.
+    pub(crate) fn mark_clean(&self, synced: Records) -> io::Result<bool> {
+        let mut mark = self.mark.lock();
+        if mark.records != synced {
+            return Ok(false);
         }
-        Ok(())
+        sync::data(&self.file)?;
+        mark.clean = true;
+        self.file.write_all_at(&Head { boot: self.boot, clean: true }.encode(self.count), 0)?;
+        sync::data(&self.file)?;
+        Ok(true)
     }
 }
 
@@ -148,7 +167,7 @@ fn replace(directory: &Path, path: &Path, table: &[u8]) -> Result<(), FileError>
     let write = || {
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all_at(table, 0)?;
-        file.sync_data()?;
+        sync::data(&file)?;
         std::fs::rename(&temporary, path)
     };
     write().map_err(FileError::of("replace", path))
@@ -254,12 +273,27 @@ mod tests {
     #[test]
     fn an_orderly_end_is_trusted_until_the_next_record() {
         let directory = tempfile::tempdir().unwrap();
-        written(directory.path()).mark_clean().unwrap();
+        let states = written(directory.path());
+        assert!(states.mark_clean(states.records()).unwrap());
+        drop(states);
         let (states, all) = States::open(directory.path(), 3, NEW).unwrap();
         assert_eq!(all[1], State::Present);
         states.record(0, State::Present, sum(0)).unwrap();
         drop(states);
         let all = States::open(directory.path(), 3, OLD).unwrap().1;
+        assert_eq!(all, [State::Suspect, State::Suspect, State::Missing]);
+    }
+
+    /// A span came while the layer file was being synced: its bytes may be after that.
+    #[test]
+    fn an_end_that_was_overtaken_is_not_orderly() {
+        let directory = tempfile::tempdir().unwrap();
+        let states = written(directory.path());
+        let synced = states.records();
+        states.record(0, State::Present, sum(0)).unwrap();
+        assert!(!states.mark_clean(synced).unwrap());
+        drop(states);
+        let all = States::open(directory.path(), 3, NEW).unwrap().1;
         assert_eq!(all, [State::Suspect, State::Suspect, State::Missing]);
     }
 

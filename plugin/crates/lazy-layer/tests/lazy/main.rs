@@ -16,6 +16,7 @@ mod faults;
 mod forged;
 mod golden;
 mod making;
+mod power;
 mod reads;
 mod room;
 mod script;

@@ -13,7 +13,7 @@ use crate::making::{Made, Shape, append, digest};
 
 const SHAPES: [Shape; 3] = [Shape::Gzip, Shape::Members(100_000), Shape::Plain];
 
-fn diff_id(made: &Made) -> oci_spec::image::Digest {
+pub fn diff_id(made: &Made) -> oci_spec::image::Digest {
     diff_id_of(&made.blob)
 }
 
