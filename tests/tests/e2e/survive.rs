@@ -318,6 +318,20 @@ fn without_a_registry() {
     }
 }
 
+/// Its bound is in the configuration, and the process has it from there. What it has no room for ends with the daemon and is mounted anew.
+#[test]
+fn a_keeper_without_room() {
+    let mut stack = Stack::with_config("[keeper]\nnames = 1\n");
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    stack.soci_run("soci", &[], &reference, &["echo", "once"]).ok();
+    stack.logged("the keeper fails; some of what is mounted now ends with this process");
+    stack.restart_daemon(Signal::KILL);
+    stack.soci_run("soci", &[], &reference, &["echo", "again"]).ok();
+    assert_eq!((stack.mounts().len(), stack.daemon.keepers().len()), (1, 1));
+    assert!(!stack.daemon.log().contains("\"resumed\":1"), "it was kept");
+}
+
 /// SIGINT leaves nothing: no mount, no keeper, no socket.
 #[test]
 fn sigint_leaves_nothing() {
