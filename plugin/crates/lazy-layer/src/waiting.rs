@@ -25,7 +25,6 @@ pub(crate) struct Wanted {
 
 /// One read and the spans it lacks. Whatever happens first answers it: the last span, a failure, the deadline.
 pub(crate) struct PendingRead {
-    layer: Arc<Layer>,
     wanted: Wanted,
     since: Instant,
     deadline: Instant,
@@ -34,7 +33,8 @@ pub(crate) struct PendingRead {
 }
 
 struct Inner {
-    reply: Option<Reply>,
+    /// Whom to answer, and from which layer. Spans may remember the read for longer than it lasts: they must not keep their own layer open by it.
+    reader: Option<(Reply, Arc<Layer>)>,
     /// Spans that have not arrived yet, and one more while the read is joining them.
     lacking: usize,
     /// Spans that arrived and could not be stored.
@@ -46,12 +46,16 @@ impl PendingRead {
     pub(crate) fn new(layer: Arc<Layer>, wanted: Wanted, reply: Reply, deadline: Duration) -> Arc<Self> {
         let since = Instant::now();
         Arc::new(Self {
-            layer,
             wanted,
             since,
             deadline: since + deadline,
             answered: AtomicBool::new(false),
-            inner: Mutex::new(Inner { reply: Some(reply), lacking: 1, loose: Vec::new(), timer: None }),
+            inner: Mutex::new(Inner {
+                reader: Some((reply, layer)),
+                lacking: 1,
+                loose: Vec::new(),
+                timer: None,
+            }),
         })
     }
 
@@ -69,7 +73,7 @@ impl PendingRead {
     /// Makes sure that the read ends in time. To be called once, after all spans were joined.
     pub(crate) fn arm(self: &Arc<Self>, runtime: &tokio::runtime::Handle, after: Duration) {
         let mut inner = self.inner.lock();
-        if inner.reply.is_some() {
+        if inner.reader.is_some() {
             let read = Arc::clone(self);
             let timer = runtime.spawn(async move {
                 tokio::time::sleep_until(read.deadline).await;
@@ -81,7 +85,7 @@ impl PendingRead {
 
     /// One span (or the joining itself) is done; the last one answers the reader, on this thread.
     pub(crate) fn arrived(&self) {
-        let (reply, loose) = {
+        let (reader, loose) = {
             let mut inner = self.inner.lock();
             inner.lacking = inner.lacking.saturating_sub(1);
             if inner.lacking > 0 {
@@ -89,8 +93,8 @@ impl PendingRead {
             }
             (self.take(&mut inner), std::mem::take(&mut inner.loose))
         };
-        if let Some(reply) = reply {
-            self.layer.serve(&self.wanted, &loose, reply);
+        if let Some((reply, layer)) = reader {
+            layer.serve(&self.wanted, &loose, reply);
         }
     }
 
@@ -102,22 +106,22 @@ impl PendingRead {
 
     /// Answers the reader with an error, unless it has been answered.
     pub(crate) fn fail(&self, error: ReadError) {
-        let reply = self.take(&mut self.inner.lock());
-        if let Some(reply) = reply {
+        let reader = self.take(&mut self.inner.lock());
+        if let Some((reply, _layer)) = reader {
             reply(Err(error));
         }
     }
 
-    fn take(&self, inner: &mut Inner) -> Option<Reply> {
+    fn take(&self, inner: &mut Inner) -> Option<(Reply, Arc<Layer>)> {
         self.answered.store(true, Ordering::Release);
         if let Some(timer) = inner.timer.take() {
             timer.abort();
         }
-        let reply = inner.reply.take();
-        if reply.is_some() {
-            self.layer.counters().waited(self.since.elapsed());
+        let reader = inner.reader.take();
+        if let Some((_, layer)) = &reader {
+            layer.counters().waited(self.since.elapsed());
         }
-        reply
+        reader
     }
 }
 

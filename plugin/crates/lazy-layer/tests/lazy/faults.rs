@@ -115,6 +115,19 @@ fn a_deadline_ends_a_hung_read_and_the_next_one_tries_again() {
 }
 
 #[test]
+fn a_reader_that_gave_up_does_not_hold_the_layer() {
+    let made = made();
+    let bed = Bed::with(|options| options.read_deadline = Duration::from_millis(100));
+    let (layer, source, attachment) = bed.lazy(&made);
+    let (path, _) = some(&made);
+    source.set(Fault::Hang);
+    assert!(matches!(ask(&layer, nid(&layer, path), 0, 10).wait(), Err(ReadError::Deadline { .. })));
+    drop((layer, attachment));
+    // Waits until nobody has the layer any more.
+    drop(bed.restart());
+}
+
+#[test]
 fn an_attempt_that_hangs_is_given_up_and_another_made() {
     let made = made();
     let bed = Bed::with(|options| options.attempt_timeout = Duration::from_millis(100));
