@@ -3,7 +3,7 @@
 //! Nobody asks twice at the same time ([`flights`]), nothing is remembered for long, and "there is no index" is an outcome, not an error.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lazy_layer::{Attachment, BlobSource, Layer, LayerKey, LayerStore};
@@ -113,6 +113,8 @@ pub struct ResolvedLayer {
     pub source: Attachment,
     /// What to keep, so that it can be mounted again.
     pub record: LazyRecord,
+    /// How long it took to have the file, with all that it is made of.
+    pub took: Duration,
 }
 
 // === impl Resolver ===
@@ -189,7 +191,9 @@ impl Resolver {
         let layer = LayerKey { layer: request.layer.clone(), ztoc: ztoc.digest().clone() };
         let held = found.take(&request.layer);
         self.begin(namespace, reference.repository(), &found, &request.rest);
+        let began = Instant::now();
         let layer = self.layer(namespace, reference.repository(), layer, Some(found)).await;
+        let took = began.elapsed();
         // Open by now in the hands of whoever mounts it.
         drop(held);
         match layer {
@@ -205,7 +209,9 @@ impl Resolver {
                     Some(false) => {
                         Resolution::Unusable(failed("the index describes another layer than the image's"))
                     }
-                    known => Resolution::Lazy(self.attached(layer, &reference, record, known.is_none())),
+                    known => {
+                        Resolution::Lazy(self.attached(layer, &reference, record, took, known.is_none()))
+                    }
                 }
             }
             Err(reason) => Resolution::Unusable(failed(&reason)),
@@ -221,8 +227,9 @@ impl Resolver {
         let digest = |text: &str| text.parse::<Digest>().map_err(|error| format!("{text:?}: {error}"));
         let key = LayerKey { layer: digest(&record.layer)?, ztoc: digest(&record.ztoc)? };
         let namespace = Some(record.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+        let began = Instant::now();
         let layer = self.layer(namespace, reference.repository(), key, None).await?;
-        Ok(self.attached(layer, &reference, record.clone(), true))
+        Ok(self.attached(layer, &reference, record.clone(), began.elapsed(), true))
     }
 
     /// Removes layer files that are neither in `keep` nor in use. Blocking.
@@ -371,6 +378,7 @@ impl Resolver {
         layer: Arc<Layer>,
         reference: &Reference,
         record: LazyRecord,
+        took: Duration,
         expect: bool,
     ) -> ResolvedLayer {
         let blob: Arc<dyn BlobSource> = Arc::new(RegistryBlob {
@@ -381,6 +389,6 @@ impl Resolver {
         if expect {
             self.expect_later(&layer, &record);
         }
-        ResolvedLayer { source: layer.attach(blob), layer, record }
+        ResolvedLayer { source: layer.attach(blob), layer, record, took }
     }
 }

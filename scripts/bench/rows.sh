@@ -78,16 +78,38 @@ at_once() {
     for pid in "${pids[@]}"; do wait "$pid" || { cat "$scratch"/at-once.*.out >&2; die "$system: one of the containers failed"; }; done
 }
 
-# A layer with ever more files: pulled, which for a lazy layer is little more than mounting it.
+# A layer with ever more files: pulled; mounted, made from its zTOC and from the file that is there then, by a daemon that starts again.
 row_mounts() {
-    local files began
+    local files began pulled log_level=debug
     for files in "${file_counts[@]}"; do
         cold
         began=$(now)
         seconds_of quietly pull "$link/files-$files:bench"
-        record "files-$files" pull "$took"
+        pulled=$took
+        if [[ $system != soci* ]]; then
+            record "files-$files" pull "$pulled"
+            continue
+        fi
+        record "files-$files" pull "$pulled" mount "$(mount_seconds "$files")"
         keep_logs "files-$files" "$began"
+        stop soci-snapshotter-grpc INT 30
+        : >"$scratch/soci-snapshotter-grpc.log"
+        start_snapshotter debug
+        record "files-$files" mount-again "$(mount_seconds "$files")"
     done
+}
+
+# mount_seconds FILES: from the daemon's log, how long its layer with at least so many files took: layer file, FUSE, and what is above it.
+mount_seconds() {
+    wait_for 30 'the daemon to say how long the mount took' mount_said "$1"
+    mount_said "$1"
+}
+
+mount_said() {
+    awk -v files="$1" '
+        function number(name) { return match($0, "\"" name "\":[0-9]+") ? substr($0, RSTART + length(name) + 3, RLENGTH - length(name) - 3) + 0 : 0 }
+        /"layer mounted"/ && number("inodes") >= files { said = number("file-usec") + number("fuse-usec") + number("kernel-usec") }
+        END { if (said == "") exit 1; printf "%.4f", said / 1e6 }' "$scratch/soci-snapshotter-grpc.log"
 }
 
 # One page of each span of a file that cannot be compressed, in no order, by one reader and by four.

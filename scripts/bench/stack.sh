@@ -92,7 +92,7 @@ start_system_anew() {
         start_peer
     else
         bench_daemon_config >"$scratch/soci/config.toml"
-        start_snapshotter info
+        start_snapshotter "${log_level:-info}"
     fi
     wait_for 15 'containerd and the snapshotter' ctr snapshot --snapshotter soci ls
 }

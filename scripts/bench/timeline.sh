@@ -33,14 +33,25 @@ sample_status() {
     done
 }
 
-# until_complete: every layer is here and checked, as far as there is anything that fetches it; else until nothing moves.
+# until_complete: every layer is here and checked, and containers have left FUSE, as far as there is anything that does that; else until
+# nothing moves.
 until_complete() {
-    local deadline=$((SECONDS + 300))
+    local deadline=$((SECONDS + 300)) rest=3
     if [[ $system == soci* ]] && has_status; then
-        while soci image status --json | grep -q '"state": "incomplete"' && ((SECONDS < deadline)) && ! silent; do :; done
+        # Checking what has come takes its time, too.
+        while ! all_settled && ((SECONDS < deadline)) && ((rest > 0)); do
+            ! silent || rest=$((rest - 1))
+        done
+        all_settled || say "$system: not every layer is complete: $(soci image status --json | grep -e '"state"' -e '"front_end"' | tr -d ' \n')"
         return
     fi
     until ((SECONDS >= deadline)) || silent; do :; done
+}
+
+all_settled() {
+    local status
+    status=$(soci image status --json) || return
+    [[ $status != *'"state": "incomplete"'* && $status != *'"front_end": "kernel over fuse"'* ]]
 }
 
 # silent: nothing has come over the link for three seconds.

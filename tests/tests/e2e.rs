@@ -22,7 +22,6 @@ mod e2e {
     mod forged;
     mod garbage;
     mod kernel;
-    mod killed;
     mod lazy_run;
     mod logs;
     mod metrics;
@@ -34,5 +33,4 @@ mod e2e {
     mod stress;
     mod survive;
     mod trees;
-    mod upgrade;
 }

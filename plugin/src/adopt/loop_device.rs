@@ -154,13 +154,16 @@ impl LoopDevice {
         Ok((rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
     }
 
-    /// Gives it a backing file to read in blocks of `block_size` bytes, without direct I/O. It lets go of the file when nobody has the device open
+    /// Gives it a backing file to read in blocks of `block_size` bytes. It lets go of the file when nobody has the device open
     /// or mounted any more.
+    ///
+    /// Where the file cannot be read with direct I/O, it has none, whatever `direct_io` says: see [`LoopDevice::backing`].
     ///
     /// # Errors
     /// The system's; EBUSY where it has a backing file already.
-    pub fn configure(&self, backing: BorrowedFd<'_>, block_size: u32) -> io::Result<()> {
-        let info = Info { flags: READ_ONLY | AUTOCLEAR, ..Info::default() };
+    pub fn configure(&self, backing: BorrowedFd<'_>, block_size: u32, direct_io: bool) -> io::Result<()> {
+        let direct_io = if direct_io { DIRECT_IO } else { 0 };
+        let info = Info { flags: READ_ONLY | AUTOCLEAR | direct_io, ..Info::default() };
         let descriptor = raw(backing)?;
         let configuration = Configuration { descriptor, block_size, info, reserved: [0; 8] };
         // SAFETY: LOOP_CONFIGURE reads a `struct loop_config`, which `Configuration` is to the byte (size checked above).

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use erofs_image::{Kind, Nid};
 use futures_util::future::BoxFuture;
@@ -191,7 +191,8 @@ impl Mounting {
         at: PathBuf,
         how: How,
     ) -> Result<Box<dyn LazyMount>, MountFailure> {
-        let ResolvedLayer { layer, source, record } = resolved;
+        let ResolvedLayer { layer, source, record, took } = resolved;
+        let began = Instant::now();
         let seen = !matches!(how, How::Resumed(_, Sight::Unseen));
         let (options, shown) = (self.fuse.clone(), Arc::clone(&layer));
         let mut mounting = tokio::task::spawn_blocking(move || {
@@ -218,6 +219,7 @@ impl Mounting {
                 return Err(MountFailure::Late);
             }
         };
+        let fuse = began.elapsed();
         if let Some(kernel) = self.kernel.filter(|_| seen) {
             let fuse_at = mounted.mount.mount_point().to_owned();
             match attach(kernel, &layer, fuse_at, self.attach_deadline).await {
@@ -230,8 +232,21 @@ impl Mounting {
                 ),
             }
         }
+        tracing::debug!(
+            layerDigest = %layer.key().layer,
+            "mount-point" = %mounted.mount.mount_point().display(),
+            inodes = layer.image().inodes(),
+            "file-usec" = micros(took),
+            "fuse-usec" = micros(fuse),
+            "kernel-usec" = micros(began.elapsed().saturating_sub(fuse)),
+            "layer mounted"
+        );
         Ok(Box::new(mounted))
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 async fn attach(

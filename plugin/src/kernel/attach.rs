@@ -57,10 +57,11 @@ fn mount(
         (FuseMount::layer_file(fuse), Backing::Fuse)
     };
     let file = File::open(&path).map_err(failed("open", &path))?;
-    let device =
-        Device::over(&file, options.loop_attempts).map_err(failed("find a loop device for", &path))?;
-    if backing == Backing::Fuse {
-        // Otherwise one missing span would delay everybody.
+    // Otherwise one missing span would delay everybody.
+    let direct_io = backing == Backing::Fuse;
+    let device = Device::over(&file, options.loop_attempts, direct_io)
+        .map_err(failed("find a loop device for", &path))?;
+    if direct_io && !device.backing().is_ok_and(|backing| backing.direct_io) {
         device.set_direct_io(true).map_err(failed("read with direct I/O", &path))?;
     }
     std::fs::create_dir(mount_point)

@@ -48,7 +48,7 @@ pub(super) fn probe(scratch: &Path, options: KernelOptions) -> Result<(), ProbeE
 }
 
 fn mounted(image: &Path, at: &Path, options: KernelOptions) -> Result<(), ProbeError> {
-    let device = File::open(image).and_then(|file| Device::over(&file, options.loop_attempts));
+    let device = File::open(image).and_then(|file| Device::over(&file, options.loop_attempts, false));
     let device = device.map_err(ProbeError::Loop)?;
     erofs::mount(&device, at).map_err(ProbeError::Erofs)?;
     match fs::read(at.join("file")) {

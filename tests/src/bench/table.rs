@@ -44,7 +44,7 @@ const AGAIN: [Row; 3] = [
 ];
 
 /// Everything else: key, quantity, title, unit.
-const OTHERS: [(&str, &str, &str, &str); 14] = [
+const OTHERS: [(&str, &str, &str, &str); 22] = [
     ("read", "cpu-per-gb", "CPU of the daemon per GB read by `tar`", "s"),
     ("containers-1", "bytes", "python: downloaded for 1 container, background included", "MB"),
     ("containers-10", "bytes", "python: downloaded for 10 containers at once, background included", "MB"),
@@ -54,6 +54,19 @@ const OTHERS: [(&str, &str, &str, &str); 14] = [
     ("files-10000", "pull", "pull of a layer with 10⁴ files", "s"),
     ("files-100000", "pull", "pull of a layer with 10⁵ files", "s"),
     ("files-1000000", "pull", "pull of a layer with 10⁶ files", "s"),
+    ("files-1000", "mount", "of it mounting, with 10³ files", "s"),
+    ("files-10000", "mount", "of it mounting, with 10⁴ files", "s"),
+    ("files-100000", "mount", "of it mounting, with 10⁵ files (goal: < 0.150)", "s"),
+    ("files-1000000", "mount", "of it mounting, with 10⁶ files", "s"),
+    ("files-1000", "mount-again", "mounting it when the layer file is there, with 10³ files", "s"),
+    ("files-10000", "mount-again", "mounting it when the layer file is there, with 10⁴ files", "s"),
+    (
+        "files-100000",
+        "mount-again",
+        "mounting it when the layer file is there, with 10⁵ files (goal: < 0.010)",
+        "s",
+    ),
+    ("files-1000000", "mount-again", "mounting it when the layer file is there, with 10⁶ files", "s"),
     ("latency-1", "p50", "read of an absent page, 1 reader, half of them below", "s"),
     ("latency-1", "p99", "the same, 99 of 100 below", "s"),
     ("latency-4", "p50", "read of an absent page, 4 readers, half of them below", "s"),

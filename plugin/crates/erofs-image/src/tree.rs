@@ -185,10 +185,10 @@ pub enum TreeError {
 }
 
 #[derive(Debug)]
-pub(crate) enum Kind {
+pub(crate) enum Kind<'a> {
     /// Children by name, in byte order.
     Directory {
-        children: BTreeMap<Box<[u8]>, NodeId>,
+        children: BTreeMap<&'a [u8], NodeId>,
         opaque: bool,
     },
     Regular {
@@ -205,12 +205,12 @@ pub(crate) enum Kind {
 }
 
 #[derive(Debug)]
-pub(crate) struct Node {
+pub(crate) struct Node<'a> {
     pub(crate) attributes: Attributes,
-    pub(crate) kind: Kind,
+    pub(crate) kind: Kind<'a>,
 }
 
-/// Builds a [`Tree`] from a layer's entries, in their order.
+/// Builds a [`Tree`] from a layer's entries, in their order. Names are borrowed from them.
 ///
 /// * Names are cleaned: leading and double slashes and `.` go, `..` removes what stands before it and stops at the
 ///   root. An entry for the root sets its attributes.
@@ -223,36 +223,39 @@ pub(crate) struct Node {
 /// * Attributes `trusted.overlay.…` and `user.overlay.…` are left out (an image must not steer overlayfs), and so are those that
 ///   Linux' file systems refuse (`com.apple.…`). Other `trusted.…` ones stay, as a tar extraction by root keeps them.
 #[derive(Debug)]
-pub struct TreeBuilder {
-    nodes: Vec<Node>,
+pub struct TreeBuilder<'a> {
+    nodes: Vec<Node<'a>>,
     /// Names in all directories: hard links are bounded, too.
     names: usize,
     root: NodeId,
     /// Root of what AUFS left behind; never written.
     aufs: NodeId,
+    /// The directory that was asked for last, by the names that lead there: most entries of a tar stand beside the one before.
+    recent: (Vec<&'a [u8]>, NodeId),
 }
 
 /// The finished tree.
 #[derive(Debug)]
-pub struct Tree {
-    pub(crate) nodes: Vec<Node>,
+pub struct Tree<'a> {
+    pub(crate) nodes: Vec<Node<'a>>,
     pub(crate) root: NodeId,
 }
 
-impl Default for TreeBuilder {
-    fn default() -> TreeBuilder {
+impl Default for TreeBuilder<'_> {
+    fn default() -> Self {
         TreeBuilder::new()
     }
 }
 
-impl TreeBuilder {
+impl<'a> TreeBuilder<'a> {
     /// An empty tree: a root directory 0755 of root.
-    pub fn new() -> TreeBuilder {
+    pub fn new() -> Self {
         TreeBuilder {
             nodes: vec![implicit_directory(), implicit_directory()],
             names: 0,
             root: NodeId(0),
             aufs: NodeId(1),
+            recent: (Vec::new(), NodeId(0)),
         }
     }
 
@@ -263,7 +266,7 @@ impl TreeBuilder {
     /// [`TreeError`] if the entry cannot be part of a tree. The tree may have got missing parents by then.
     pub fn add(
         &mut self,
-        path: &[u8],
+        path: &'a [u8],
         mut attributes: Attributes,
         content: Content,
     ) -> Result<NodeId, TreeError> {
@@ -300,7 +303,7 @@ impl TreeBuilder {
     /// # Errors
     ///
     /// [`TreeError`] if the target is missing or a directory, or as in [`add`](TreeBuilder::add).
-    pub fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<NodeId, TreeError> {
+    pub fn hard_link(&mut self, path: &'a [u8], target: &[u8]) -> Result<NodeId, TreeError> {
         let components = path::clean(path)?;
         let Some((name, parents)) = components.split_last() else {
             return Err(TreeError::RootNotDirectory { path: lossy(path) });
@@ -332,13 +335,18 @@ impl TreeBuilder {
     }
 
     /// The finished tree.
-    pub fn finish(self) -> Tree {
+    pub fn finish(self) -> Tree<'a> {
         Tree { nodes: self.nodes, root: self.root }
     }
 
     /// The directory at `parents`, made as far as it is missing.
-    fn directory(&mut self, path: &[u8], parents: &[&[u8]], last: &Name<'_>) -> Result<NodeId, TreeError> {
-        let mut at = if path::is_aufs(parents, last) { self.aufs } else { self.root };
+    fn directory(&mut self, path: &[u8], parents: &[&'a [u8]], last: &Name<'_>) -> Result<NodeId, TreeError> {
+        let hidden = path::is_aufs(parents, last);
+        let (names, recent) = &self.recent;
+        if !hidden && names == parents {
+            return Ok(*recent);
+        }
+        let mut at = if hidden { self.aufs } else { self.root };
         for name in parents {
             let child = self.children(at).and_then(|children| children.get(*name).copied());
             let kind = child.and_then(|id| self.nodes.get(id.index())).map(|node| &node.kind);
@@ -347,6 +355,9 @@ impl TreeBuilder {
                 (None, _) | (_, Some(Kind::Whiteout)) => self.put(at, name, implicit_directory())?,
                 _ => return Err(TreeError::ParentNotDirectory { path: lossy(path) }),
             };
+        }
+        if !hidden {
+            self.recent = (parents.to_vec(), at);
         }
         Ok(at)
     }
@@ -359,7 +370,7 @@ impl TreeBuilder {
         components.iter().try_fold(root, |at, name| self.children(at)?.get(*name).copied())
     }
 
-    fn children(&self, directory: NodeId) -> Option<&BTreeMap<Box<[u8]>, NodeId>> {
+    fn children(&self, directory: NodeId) -> Option<&BTreeMap<&'a [u8], NodeId>> {
         match &self.nodes.get(directory.index())?.kind {
             Kind::Directory { children, .. } => Some(children),
             _ => None,
@@ -367,9 +378,11 @@ impl TreeBuilder {
     }
 
     /// Puts a node into a directory, by the rules for what already has the name.
-    fn put(&mut self, directory: NodeId, name: &[u8], mut node: Node) -> Result<NodeId, TreeError> {
-        let existing = self.children(directory).and_then(|children| children.get(name).copied());
-        if let (Kind::Directory { opaque, .. }, Some(id)) = (&mut node.kind, existing) {
+    fn put(&mut self, directory: NodeId, name: &'a [u8], mut node: Node<'a>) -> Result<NodeId, TreeError> {
+        if matches!(node.kind, Kind::Directory { .. })
+            && let Some(id) = self.children(directory).and_then(|children| children.get(name).copied())
+            && let Kind::Directory { opaque, .. } = &mut node.kind
+        {
             match self.nodes.get_mut(id.index()) {
                 Some(Node { attributes, kind: Kind::Directory { .. } }) => {
                     *attributes = node.attributes;
@@ -392,7 +405,7 @@ impl TreeBuilder {
     fn white_out(
         &mut self,
         directory: NodeId,
-        name: &[u8],
+        name: &'a [u8],
         attributes: Attributes,
     ) -> Result<NodeId, TreeError> {
         let existing = self.children(directory).and_then(|children| children.get(name).copied());
@@ -414,7 +427,7 @@ impl TreeBuilder {
         }
     }
 
-    fn name(&mut self, directory: NodeId, name: &[u8], id: NodeId) -> Result<(), TreeError> {
+    fn name(&mut self, directory: NodeId, name: &'a [u8], id: NodeId) -> Result<(), TreeError> {
         if self.names >= MAX_NODES {
             return Err(TreeError::TooManyNodes { limit: MAX_NODES });
         }
@@ -422,18 +435,22 @@ impl TreeBuilder {
         if let Some(Node { kind: Kind::Directory { children, .. }, .. }) =
             self.nodes.get_mut(directory.index())
         {
-            children.insert(name.into(), id);
+            let replaced = children.insert(name, id);
+            if replaced.is_some() {
+                // It may have been on the way there.
+                self.recent = (Vec::new(), self.root);
+            }
         }
         Ok(())
     }
 }
 
-fn implicit_directory() -> Node {
+fn implicit_directory() -> Node<'static> {
     let attributes = Attributes { permissions: 0o755, ..Attributes::default() };
     Node { attributes, kind: Kind::Directory { children: BTreeMap::new(), opaque: false } }
 }
 
-fn kind(path: &[u8], content: Content) -> Result<Kind, TreeError> {
+fn kind(path: &[u8], content: Content) -> Result<Kind<'static>, TreeError> {
     let device = |major, minor| {
         let number = || TreeError::DeviceNumber { path: lossy(path), major, minor };
         layout::encode_device(major, minor).ok_or_else(number)

@@ -62,7 +62,7 @@ pub enum WriteError {
 /// # Errors
 ///
 /// [`WriteError`] if a file's data is not on whole blocks inside the tar, or everything together is too big.
-pub fn write(tree: &Tree, tar_size: u64) -> Result<Written, WriteError> {
+pub fn write(tree: &Tree<'_>, tar_size: u64) -> Result<Written, WriteError> {
     let too_big = || WriteError::TooBig { tar_size };
     let order = Order::of(tree);
     let plans = plan(tree, &order);
@@ -127,7 +127,7 @@ struct Order {
 }
 
 impl Order {
-    fn of(tree: &Tree) -> Order {
+    fn of(tree: &Tree<'_>) -> Order {
         let mut order = Order {
             nodes: vec![tree.root],
             links: vec![0; tree.nodes.len()],
@@ -165,7 +165,7 @@ impl Order {
     }
 }
 
-fn children(tree: &Tree, node: NodeId) -> Option<&BTreeMap<Box<[u8]>, NodeId>> {
+fn children<'t, 'a>(tree: &'t Tree<'a>, node: NodeId) -> Option<&'t BTreeMap<&'a [u8], NodeId>> {
     match &tree.nodes.get(node.index())?.kind {
         Kind::Directory { children, .. } => Some(children),
         _ => None,
@@ -201,7 +201,7 @@ impl Plan {
     }
 }
 
-fn plan(tree: &Tree, order: &Order) -> Vec<Plan> {
+fn plan(tree: &Tree<'_>, order: &Order) -> Vec<Plan> {
     let plan = |id: &NodeId| {
         let Some(node) = tree.nodes.get(id.index()) else {
             return Plan { xattrs: 0, size: 0, data: 0, inline: false };
@@ -253,11 +253,11 @@ impl Packer {
 }
 
 /// The names of a directory with `.` and `..` in byte order.
-fn directory_entries(
-    children: &BTreeMap<Box<[u8]>, NodeId>,
+fn directory_entries<'a>(
+    children: &BTreeMap<&'a [u8], NodeId>,
     parent: NodeId,
     itself: NodeId,
-) -> impl Iterator<Item = (&[u8], NodeId)> {
+) -> impl Iterator<Item = (&'a [u8], NodeId)> {
     use std::ops::Bound::{Excluded, Unbounded};
     const DOT: &[u8] = b".";
     const DOTS: &[u8] = b"..";
@@ -266,13 +266,13 @@ fn directory_entries(
     let between = children.range::<[u8], _>((Excluded(DOT), Excluded(DOTS)));
     let after = children.range::<[u8], _>((Excluded(DOTS), Unbounded));
     let (dot, dots) = ([(DOT, itself)], [(DOTS, parent)]);
-    let named = before.map(|(name, id)| (name.as_ref(), *id)).chain(dot);
-    let named = named.chain(between.map(|(name, id)| (name.as_ref(), *id))).chain(dots);
-    named.chain(after.map(|(name, id)| (name.as_ref(), *id)))
+    let named = before.map(|(name, id)| (*name, *id)).chain(dot);
+    let named = named.chain(between.map(|(name, id)| (*name, *id))).chain(dots);
+    named.chain(after.map(|(name, id)| (*name, *id)))
 }
 
 /// The attributes of a node with that of an opaque directory, by name.
-fn stored_xattrs(node: &Node) -> impl Iterator<Item = std::borrow::Cow<'_, Xattr>> {
+fn stored_xattrs<'n>(node: &'n Node<'_>) -> impl Iterator<Item = std::borrow::Cow<'n, Xattr>> {
     use std::borrow::Cow;
     let opaque = matches!(node.kind, Kind::Directory { opaque: true, .. })
         .then(|| Cow::Owned(Xattr { name: OPAQUE.to_vec(), value: b"y".to_vec() }));
@@ -319,7 +319,7 @@ fn superblock(out: &mut Vec<u8>, order: &Order, blocks: u32) {
     pad(out, FIRST_INODE);
 }
 
-fn inode(out: &mut Vec<u8>, node: &Node, plan: &Plan, start: u32, number: usize, links: u32) {
+fn inode(out: &mut Vec<u8>, node: &Node<'_>, plan: &Plan, start: u32, number: usize, links: u32) {
     let kind = match node.kind {
         Kind::Directory { .. } => mode::DIRECTORY,
         Kind::Regular { .. } => mode::REGULAR,
@@ -352,7 +352,7 @@ fn xattr_count(bytes: u64) -> u16 {
     }
 }
 
-fn xattrs(out: &mut Vec<u8>, node: &Node, plan: &Plan) {
+fn xattrs(out: &mut Vec<u8>, node: &Node<'_>, plan: &Plan) {
     if plan.xattrs == 0 {
         return;
     }
@@ -370,7 +370,7 @@ fn xattrs(out: &mut Vec<u8>, node: &Node, plan: &Plan) {
 }
 
 /// What a directory or a link contains.
-fn data(out: &mut Vec<u8>, tree: &Tree, order: &Order, id: NodeId, nids: &[u64]) {
+fn data(out: &mut Vec<u8>, tree: &Tree<'_>, order: &Order, id: NodeId, nids: &[u64]) {
     match tree.nodes.get(id.index()).map(|node| &node.kind) {
         Some(Kind::Symlink(target)) => out.extend(target),
         Some(Kind::Directory { children, .. }) => {
@@ -392,7 +392,7 @@ fn data(out: &mut Vec<u8>, tree: &Tree, order: &Order, id: NodeId, nids: &[u64])
     }
 }
 
-fn directory_block(out: &mut Vec<u8>, tree: &Tree, nids: &[u64], entries: &[(&[u8], NodeId)]) {
+fn directory_block(out: &mut Vec<u8>, tree: &Tree<'_>, nids: &[u64], entries: &[(&[u8], NodeId)]) {
     let mut offset = entries.len() * DIRENT;
     for (name, child) in entries {
         out.extend(nids.get(child.index()).copied().unwrap_or(0).to_le_bytes());
@@ -404,7 +404,7 @@ fn directory_block(out: &mut Vec<u8>, tree: &Tree, nids: &[u64], entries: &[(&[u
 }
 
 /// Kind as a directory entry says it.
-fn file_type(kind: &Kind) -> u8 {
+fn file_type(kind: &Kind<'_>) -> u8 {
     match kind {
         Kind::Regular { .. } => 1,
         Kind::Directory { .. } => 2,

@@ -34,7 +34,7 @@ impl Engine {
     }
 
     /// Writes down what was found, when the layer itself is on the disk.
-    fn keep(self: &Arc<Self>, layer: &Arc<Layer>, found: Checked) {
+    pub(crate) fn keep(self: &Arc<Self>, layer: &Arc<Layer>, found: Checked) {
         let layer = Arc::clone(layer);
         self.runtime.spawn_blocking(move || {
             let kept = layer.settle().map_err(crate::FileError::of("sync", layer.directory()));
@@ -59,7 +59,7 @@ impl Engine {
         self.pool.run(Demand::Fill, move |_| {
             let mut scanned = scanned;
             match add_padding(&layer, &bytes, &mut scanned) {
-                Ok(()) => engine.keep(&layer, scanned.finish(&layer)),
+                Ok(()) => engine.keep(&layer, scanned.finish(&layer, &layer.claims())),
                 Err(error) => {
                     tracing::warn!(layer = %layer.key().layer, %error, "the end of a layer cannot be read, so it is not checked");
                     layer.scanned(None);

@@ -44,6 +44,7 @@
 //! anew from the zTOC); in `states` it costs only the spans that it hit, in `checked` one more check. A directory in a newer format is refused and left alone.
 
 mod ahead;
+mod aside;
 mod backlog;
 mod board;
 mod budget;

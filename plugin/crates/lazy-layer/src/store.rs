@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use ztoc::Ztoc;
 
+use crate::aside;
 use crate::budget::Budget;
 use crate::disk::boot::BootId;
 use crate::disk::directory::{self, DirectoryError, LayerFiles};
@@ -100,15 +101,15 @@ impl LayerStore {
         if let Some(layer) = self.open_locked(key, name, current).map_err(open)? {
             return Ok(layer);
         }
-        let actual: [u8; 32] = Sha256::digest(ztoc).into();
+        let (actual, decoded) = aside::both(|| Sha256::digest(ztoc), || Ztoc::borrow(ztoc));
         let actual = actual.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         if actual != key.ztoc.digest() {
             return Err(CreateError::Digest { expected: key.ztoc.to_string(), actual });
         }
-        let ztoc = Ztoc::decode(ztoc).map_err(|source| CreateError::Decode { source })?;
+        let ztoc = decoded.map_err(|source| CreateError::Decode { source })?;
         let plan = Plan::of(&ztoc, self.engine.options.max_span)?;
         let layers = self.shelf.layers();
-        directory::create(layers, key, name, &plan, &ztoc)?;
+        directory::create(layers, key, name, &plan, &ztoc, self.boot)?;
         self.engine.budget.spent(directory::disk_use(&layers.join(name))?);
         self.open_locked(key, name, current)
             .map_err(open)?
@@ -163,6 +164,8 @@ impl LayerStore {
             Ok(files) => {
                 let layer = Arc::new(Layer::new(key.clone(), path, files, Arc::clone(&self.engine)));
                 *current = Arc::downgrade(&layer);
+                // What an earlier life found out counts from the beginning.
+                layer.judge();
                 Ok(Some(layer))
             }
             Err(DirectoryError::Absent) => Ok(None),

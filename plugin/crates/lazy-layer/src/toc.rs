@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use erofs_image::{Attributes, Content, Image, Kind, NodeId, TreeBuilder, Written, Xattr};
-use ztoc::{Compression, Entry, EntryKind, SpanId, Ztoc};
+use ztoc::{Compression, Entry, EntryKind, Fingerprint, SpanId, Ztoc};
 
+use crate::aside;
 use crate::disk::checksum::Checksum;
 use crate::disk::headers::HeaderRow;
 use crate::disk::manifest::Encoding;
@@ -19,6 +20,9 @@ const MAX_HEADER: u64 = 4 << 20;
 /// Year 1: what upstream shows where a TOC has no usable time.
 const NO_TIME: i64 = -62_135_596_800;
 
+/// A zTOC in the memory that it came in.
+pub(crate) type Borrowed<'a> = Ztoc<&'a [u8]>;
+
 /// Everything that is written when a layer is created.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -32,18 +36,14 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Converts a zTOC whose numbers were not checked yet. `max_span` bounds both sizes of a span.
-    pub(crate) fn of(ztoc: &Ztoc, max_span: u64) -> Result<Self, CreateError> {
+    pub(crate) fn of(ztoc: &Borrowed<'_>, max_span: u64) -> Result<Self, CreateError> {
         let spans = spans_of(ztoc, max_span)?;
         let ranges = header_ranges(ztoc)?;
-        let mut tree = TreeBuilder::new();
-        let mut nodes = Vec::with_capacity(ztoc.entries.len());
-        for entry in &ztoc.entries {
-            check_place(entry, ztoc.uncompressed_size)?;
-            nodes.push(add(&mut tree, entry)?);
-        }
-        let written = erofs_image::write(&tree.finish(), ztoc.uncompressed_size)
-            .map_err(|source| CreateError::Image { source })?;
-        let headers = headers_of(ztoc, &ranges, &nodes, &written)?;
+        // A third of the work is hashing, which the tree does not need.
+        let fingerprints = || ztoc.entries.iter().map(Entry::fingerprint).collect::<Vec<_>>();
+        let (fingerprints, image) = aside::both(fingerprints, || image_of(ztoc));
+        let (nodes, written) = image?;
+        let headers = headers_of(ztoc, &ranges, &fingerprints, &nodes, &written)?;
         Ok(Self {
             written,
             headers,
@@ -58,8 +58,21 @@ impl Plan {
     }
 }
 
+/// The metadata, and what each entry is in it.
+fn image_of(ztoc: &Borrowed<'_>) -> Result<(Vec<NodeId>, Written), CreateError> {
+    let mut tree = TreeBuilder::new();
+    let mut nodes = Vec::with_capacity(ztoc.entries.len());
+    for entry in &ztoc.entries {
+        check_place(entry, ztoc.uncompressed_size)?;
+        nodes.push(add(&mut tree, entry)?);
+    }
+    let written = erofs_image::write(&tree.finish(), ztoc.uncompressed_size)
+        .map_err(|source| CreateError::Image { source })?;
+    Ok((nodes, written))
+}
+
 /// The span table. The TOC's size of the tar ends at the tar's own end; spans of the padding behind it become empty, since nobody reads them.
-fn spans_of(ztoc: &Ztoc, max_span: u64) -> Result<SpanRows, CreateError> {
+fn spans_of(ztoc: &Borrowed<'_>, max_span: u64) -> Result<SpanRows, CreateError> {
     let refuse = |span, reason| CreateError::Span { span, reason };
     let tar_size = ztoc.uncompressed_size;
     let gzip = ztoc.spans.compression() == Compression::Gzip;
@@ -99,7 +112,7 @@ fn spans_of(ztoc: &Ztoc, max_span: u64) -> Result<SpanRows, CreateError> {
 }
 
 /// Header ranges with the index of their entry, in tar order.
-fn header_ranges(ztoc: &Ztoc) -> Result<Vec<(usize, Range<u64>)>, CreateError> {
+fn header_ranges(ztoc: &Borrowed<'_>) -> Result<Vec<(usize, Range<u64>)>, CreateError> {
     let ranges = ztoc.header_ranges().map_err(|source| CreateError::Toc { source })?;
     let mut end = 0;
     ranges
@@ -108,7 +121,7 @@ fn header_ranges(ztoc: &Ztoc) -> Result<Vec<(usize, Range<u64>)>, CreateError> {
             let range = header.range.start.0..header.range.end.0;
             let entry = ztoc.entries.get(header.entry);
             let refuse = |reason| CreateError::Entry {
-                name: entry.map(|entry| lossy(&entry.name)).unwrap_or_default(),
+                name: entry.map(|entry| lossy(entry.name)).unwrap_or_default(),
                 reason,
             };
             let length = range
@@ -131,8 +144,8 @@ fn header_ranges(ztoc: &Ztoc) -> Result<Vec<(usize, Range<u64>)>, CreateError> {
 }
 
 /// Checks that an entry's data lie in the tar, where the image can point to them.
-fn check_place(entry: &Entry, tar_size: u64) -> Result<(), CreateError> {
-    let refuse = |reason| Err(CreateError::Entry { name: lossy(&entry.name), reason });
+fn check_place(entry: &Entry<&[u8]>, tar_size: u64) -> Result<(), CreateError> {
+    let refuse = |reason| Err(CreateError::Entry { name: lossy(entry.name), reason });
     if !entry.data_offset.0.is_multiple_of(BLOCK) {
         return refuse("its data are not on a 512-byte border");
     }
@@ -144,13 +157,13 @@ fn check_place(entry: &Entry, tar_size: u64) -> Result<(), CreateError> {
     Ok(())
 }
 
-fn add(tree: &mut TreeBuilder, entry: &Entry) -> Result<NodeId, CreateError> {
-    let refuse = |source| CreateError::Tree { name: lossy(&entry.name), source };
+fn add<'a>(tree: &mut TreeBuilder<'a>, entry: &Entry<&'a [u8]>) -> Result<NodeId, CreateError> {
+    let refuse = |source| CreateError::Tree { name: lossy(entry.name), source };
     let content = match entry.kind {
-        EntryKind::Hardlink => return tree.hard_link(&entry.name, &entry.link_name).map_err(refuse),
+        EntryKind::Hardlink => return tree.hard_link(entry.name, entry.link_name).map_err(refuse),
         EntryKind::Regular => Content::Regular { tar_offset: entry.data_offset.0, size: entry.size },
         EntryKind::Directory => Content::Directory,
-        EntryKind::Symlink => Content::Symlink(entry.link_name.clone()),
+        EntryKind::Symlink => Content::Symlink(entry.link_name.to_vec()),
         EntryKind::CharDevice => {
             let (major, minor) = device(entry)?;
             Content::CharDevice { major, minor }
@@ -173,19 +186,20 @@ fn add(tree: &mut TreeBuilder, entry: &Entry) -> Result<NodeId, CreateError> {
             .map(|(name, value)| Xattr { name: name.to_vec(), value: value.to_vec() })
             .collect(),
     };
-    tree.add(&entry.name, attributes, content).map_err(refuse)
+    tree.add(entry.name, attributes, content).map_err(refuse)
 }
 
-fn device(entry: &Entry) -> Result<(u32, u32), CreateError> {
+fn device(entry: &Entry<&[u8]>) -> Result<(u32, u32), CreateError> {
     u32::try_from(entry.dev_major)
         .ok()
         .zip(u32::try_from(entry.dev_minor).ok())
-        .ok_or_else(|| CreateError::Entry { name: lossy(&entry.name), reason: "no such device number" })
+        .ok_or_else(|| CreateError::Entry { name: lossy(entry.name), reason: "no such device number" })
 }
 
 fn headers_of(
-    ztoc: &Ztoc,
+    ztoc: &Borrowed<'_>,
     ranges: &[(usize, Range<u64>)],
+    fingerprints: &[Fingerprint],
     nodes: &[NodeId],
     written: &Written,
 ) -> Result<Vec<HeaderRow>, CreateError> {
@@ -194,22 +208,22 @@ fn headers_of(
         .map_err(|_| refuse(b"/", "the new image does not read back"))?;
     let mut rows = Vec::with_capacity(ranges.len());
     for (at, range) in ranges {
-        let (Some(entry), Some(node)) = (ztoc.entries.get(*at), nodes.get(*at)) else { continue };
+        let (Some(entry), Some(fingerprint), Some(node)) =
+            (ztoc.entries.get(*at), fingerprints.get(*at), nodes.get(*at))
+        else {
+            continue;
+        };
         let nid = written.nid(*node);
         let data = match nid {
             Some(nid) if entry.kind == EntryKind::Regular => {
                 let inode =
-                    image.inode(nid).map_err(|_| refuse(&entry.name, "its new inode does not read back"))?;
+                    image.inode(nid).map_err(|_| refuse(entry.name, "its new inode does not read back"))?;
                 inode.kind == Kind::Regular
             }
             _ => false,
         };
-        rows.push(HeaderRow {
-            range: range.clone(),
-            fingerprint: entry.fingerprint(),
-            nid: nid.map(|nid| nid.0),
-            data,
-        });
+        let (range, fingerprint) = (range.clone(), *fingerprint);
+        rows.push(HeaderRow { range, fingerprint, nid: nid.map(|nid| nid.0), data });
     }
     Ok(rows)
 }

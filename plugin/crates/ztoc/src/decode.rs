@@ -58,7 +58,7 @@ pub enum DecodeError {
     Amplified,
 }
 
-pub(crate) fn decode(bytes: &[u8]) -> Result<Ztoc, DecodeError> {
+pub(crate) fn decode<'a, T: From<&'a [u8]>>(bytes: &'a [u8]) -> Result<Ztoc<T>, DecodeError> {
     let root = ZtocRef::read_as_root(bytes)?;
     // A flatbuffer may refer to one sub-table from many places, and vectors nest: a few kilobytes could decode to terabytes. What is
     // not shared cannot be larger than the buffer.
@@ -114,21 +114,25 @@ impl Budget {
         Ok(())
     }
 
-    fn text(&mut self, text: Option<&[u8]>) -> Result<Vec<u8>, DecodeError> {
+    fn text<'a, T: From<&'a [u8]>>(&mut self, text: Option<&'a [u8]>) -> Result<T, DecodeError> {
         let text = text.unwrap_or_default();
         self.spend(text.len())?;
-        Ok(text.to_vec())
+        Ok(T::from(text))
     }
 }
 
-fn read_entry(index: usize, entry: FileMetadataRef<'_>, budget: &mut Budget) -> Result<Entry, DecodeError> {
+fn read_entry<'a, T: From<&'a [u8]>>(
+    index: usize,
+    entry: FileMetadataRef<'a>,
+    budget: &mut Budget,
+) -> Result<Entry<T>, DecodeError> {
     let kind = EntryKind::from_wire(entry.type_()?.unwrap_or_default());
     let mut pax = Vec::new();
     if let Some(records) = entry.xattrs()? {
         budget.spend(records.len().saturating_mul(MIN_RECORD_LEN))?;
         pax.reserve_exact(records.len());
         for record in records {
-            let record: XattrRef<'_> = record?;
+            let record: XattrRef<'a> = record?;
             pax.push(PaxRecord { key: budget.text(record.key()?)?, value: budget.text(record.value()?)? });
         }
     }

@@ -65,18 +65,18 @@ impl EntryKind {
 
 /// One record of a member's PAX extended header, raw: the key with its full prefix, the value with any byte in it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PaxRecord {
+pub struct PaxRecord<T = Vec<u8>> {
     /// Up to the first `=`.
-    pub key: Vec<u8>,
+    pub key: T,
     /// May be empty, and may contain NUL.
-    pub value: Vec<u8>,
+    pub value: T,
 }
 
-/// One tar member, its extension headers folded in. Text fields are raw tar bytes, not necessarily UTF-8.
+/// One tar member, its extension headers folded in. Text fields are raw tar bytes, not necessarily UTF-8: owned, or borrowed from the zTOC.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct Entry<T = Vec<u8>> {
     /// The name verbatim: a leading `./` or `/`, `..`, `//` and a directory's trailing `/` are all kept.
-    pub name: Vec<u8>,
+    pub name: T,
     /// What it is.
     pub kind: EntryKind,
     /// Where the member's data begins in the tar, or would begin.
@@ -84,7 +84,7 @@ pub struct Entry {
     /// The size field, in bytes; at most `i64::MAX`.
     pub size: u64,
     /// Target of a symlink, or the tar name that a hard link refers to, verbatim.
-    pub link_name: Vec<u8>,
+    pub link_name: T,
     /// The mode field unmasked: it may contain file type bits, or anything else.
     pub mode: i64,
     /// Low 32 bits of the owner.
@@ -92,31 +92,31 @@ pub struct Entry {
     /// Low 32 bits of the group.
     pub gid: u32,
     /// Owner by name.
-    pub user_name: Vec<u8>,
+    pub user_name: T,
     /// Group by name.
-    pub group_name: Vec<u8>,
+    pub group_name: T,
     /// Modification time, RFC 3339 with up to nine fractional digits; empty when the year is outside 0..=9999.
-    pub mod_time: Vec<u8>,
+    pub mod_time: T,
     /// Major number, of any kind of member.
     pub dev_major: i64,
     /// Minor number, of any kind of member.
     pub dev_minor: i64,
     /// All records of the member's own PAX header, as recorded: sorted by key if upstream or we wrote the TOC.
-    pub pax: Vec<PaxRecord>,
+    pub pax: Vec<PaxRecord<T>>,
 }
 
-impl Entry {
+impl<T: AsRef<[u8]>> Entry<T> {
     /// The extended attributes: full name (`security.capability`) and value, from the `SCHILY.xattr.` records.
     pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.pax
-            .iter()
-            .filter_map(|record| Some((record.key.strip_prefix(SCHILY_XATTR)?, record.value.as_slice())))
+        self.pax.iter().filter_map(|record| {
+            Some((record.key.as_ref().strip_prefix(SCHILY_XATTR)?, record.value.as_ref()))
+        })
     }
 
     /// The modification time in seconds since 1970 and nanoseconds, whatever zone it was written in. `None` where the TOC has none that can be read.
     #[must_use]
     pub fn mtime(&self) -> Option<(i64, u32)> {
-        time::parse_rfc3339(&self.mod_time)
+        time::parse_rfc3339(self.mod_time.as_ref())
     }
 
     /// What a tar header must agree with before a byte of this member is served.
@@ -124,7 +124,9 @@ impl Entry {
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(self)
     }
+}
 
+impl<T> Entry<T> {
     /// The end of the member's data without padding; `None` if it cannot be counted.
     pub(crate) fn data_end(&self) -> Option<u64> {
         self.data_offset.0.checked_add(self.size)

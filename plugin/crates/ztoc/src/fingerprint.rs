@@ -19,9 +19,9 @@ impl fmt::Debug for Fingerprint {
 }
 
 impl Fingerprint {
-    pub(crate) fn of(entry: &Entry) -> Self {
+    pub(crate) fn of<T: AsRef<[u8]>>(entry: &Entry<T>) -> Self {
         let mut hash = Recipe(Sha256::new());
-        hash.text(&entry.name);
+        hash.text(entry.name.as_ref());
         hash.text(entry.kind.as_str().as_bytes());
         hash.number(entry.size);
         hash.number(entry.mode.cast_unsigned());
@@ -36,7 +36,7 @@ impl Fingerprint {
             }
             None => hash.number(0),
         }
-        hash.text(&entry.link_name);
+        hash.text(entry.link_name.as_ref());
         hash.number(entry.dev_major.cast_unsigned());
         hash.number(entry.dev_minor.cast_unsigned());
         let mut xattrs: Vec<_> = entry.xattrs().collect();

@@ -68,7 +68,7 @@ pub enum HeaderMismatch {
     Content,
 }
 
-pub(crate) fn header_ranges(ztoc: &Ztoc) -> Result<Vec<HeaderRange>, InvalidToc> {
+pub(crate) fn header_ranges<T: AsRef<[u8]>>(ztoc: &Ztoc<T>) -> Result<Vec<HeaderRange>, InvalidToc> {
     let mut order: Vec<usize> = (0..ztoc.entries.len()).collect();
     // Archive order decides between entries at one offset, of which the second is refused below.
     order.sort_by_key(|&index| ztoc.entries.get(index).map(|entry| entry.data_offset));

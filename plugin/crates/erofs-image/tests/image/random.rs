@@ -55,7 +55,7 @@ pub enum Entry {
 }
 
 impl Layer {
-    pub fn build(&self) -> TreeBuilder {
+    pub fn build(&self) -> TreeBuilder<'_> {
         let mut builder = TreeBuilder::new();
         for entry in &self.entries {
             match entry {

@@ -40,17 +40,20 @@ fn random_trees_come_back() {
 #[test]
 fn names_are_found_and_others_are_not() {
     let mut random = Random::new("names_are_found_and_others_are_not");
-    let mut builder = TreeBuilder::new();
-    let mut names = std::collections::BTreeMap::new();
+    let mut paths = Vec::new();
     for length in [1, 2, 5, 40, 254, 255] {
         for _ in 0..300 {
             let name = random.name(length);
             if name != b"." && name != b".." && !name.starts_with(b".wh.") {
-                let id =
-                    builder.add(&[b"d/".as_slice(), &name].concat(), Attributes::default(), Content::Fifo);
-                names.insert(name, id.unwrap());
+                paths.push([b"d/".as_slice(), &name].concat());
             }
         }
+    }
+    let mut builder = TreeBuilder::new();
+    let mut names = std::collections::BTreeMap::new();
+    for path in &paths {
+        let id = builder.add(path, Attributes::default(), Content::Fifo);
+        names.insert(path[2..].to_vec(), id.unwrap());
     }
     let written = write(&builder.finish(), 0).unwrap();
     let image = Image::open(written.metadata.as_slice()).unwrap();
@@ -75,9 +78,9 @@ fn names_are_found_and_others_are_not() {
 
 #[test]
 fn a_directory_of_a_hundred_thousand() {
+    let paths: Vec<_> = (0..100_000).map(|number| format!("some/where/file-{number}")).collect();
     let mut builder = TreeBuilder::new();
-    for number in 0..100_000 {
-        let path = format!("some/where/file-{number}");
+    for path in &paths {
         builder
             .add(path.as_bytes(), Attributes::default(), Content::Regular { tar_offset: 0, size: 0 })
             .unwrap();
@@ -95,8 +98,9 @@ fn a_directory_of_a_hundred_thousand() {
 
 #[test]
 fn a_deep_tree_needs_no_stack() {
+    let path = b"d/".repeat(2000);
     let mut builder = TreeBuilder::new();
-    builder.add(&b"d/".repeat(2000), Attributes::default(), Content::Directory).unwrap();
+    builder.add(&path, Attributes::default(), Content::Directory).unwrap();
     let written = write(&builder.finish(), 0).unwrap();
     let image = Image::open(written.metadata.as_slice()).unwrap();
     let mut at = image.root();

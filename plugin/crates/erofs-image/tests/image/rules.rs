@@ -8,15 +8,15 @@ fn with(permissions: u16) -> Attributes {
     Attributes { permissions, uid: 7, gid: 8, mtime: 9, ..Attributes::default() }
 }
 
-fn regular(builder: &mut TreeBuilder, path: &str) -> NodeId {
+fn regular<'a>(builder: &mut TreeBuilder<'a>, path: &'a str) -> NodeId {
     builder.add(path.as_bytes(), with(0o644), Content::Regular { tar_offset: 0, size: 0 }).unwrap()
 }
 
-fn directory(builder: &mut TreeBuilder, path: &str) -> NodeId {
+fn directory<'a>(builder: &mut TreeBuilder<'a>, path: &'a str) -> NodeId {
     builder.add(path.as_bytes(), with(0o700), Content::Directory).unwrap()
 }
 
-fn seen(builder: TreeBuilder) -> Files {
+fn seen(builder: TreeBuilder<'_>) -> Files {
     let written = write(&builder.finish(), 0).unwrap();
     walk::image(&Image::open(written.metadata.as_slice()).unwrap(), &[], usize::MAX).unwrap()
 }
@@ -194,9 +194,21 @@ fn attributes_that_an_image_must_not_have() {
 }
 
 #[test]
-fn bounds() {
+fn what_replaced_a_directory_is_no_parent() {
     let mut builder = TreeBuilder::new();
-    let mut add = |path: &[u8], attributes, content| builder.add(path, attributes, content).unwrap_err();
+    regular(&mut builder, "a/b/first");
+    regular(&mut builder, "a");
+    let refused = builder.add(b"a/b/second", with(0o644), Content::Fifo).unwrap_err();
+    assert!(matches!(refused, TreeError::ParentNotDirectory { .. }), "{refused:?}");
+    directory(&mut builder, "a/");
+    regular(&mut builder, "a/b/third");
+    assert_eq!(names(&seen(builder)), ["", "a", "a/b", "a/b/third"]);
+}
+
+#[test]
+fn bounds() {
+    let add =
+        |path: &[u8], attributes, content| TreeBuilder::new().add(path, attributes, content).unwrap_err();
     let fifo = || Content::Fifo;
     let xattrs = |name: &[u8], length| Attributes {
         xattrs: vec![Xattr { name: name.to_vec(), value: vec![0; length] }],

@@ -6,7 +6,8 @@
 //! | 0 | 8 | magic |
 //! | 8 | 4 | version |
 //! | 12 | 1 | 1: every member of the tar is as the zTOC says, and there are no others |
-//! | 13 | 3 | 0 |
+//! | 13 | 1 | 1: an image's configuration says the same |
+//! | 14 | 2 | 0 |
 //! | 16 | 32 | SHA-256 of the whole tar, padding behind the archive included |
 //! | 48 | 8 | XXH3-64 of the 48 bytes before |
 
@@ -29,6 +30,8 @@ pub(crate) struct Checked {
     pub(crate) as_described: bool,
     /// SHA-256 of the whole tar: the layer's diff ID.
     pub(crate) digest: [u8; 32],
+    /// An image's configuration says the same: who opens the layer again need not wait for one.
+    pub(crate) confirmed: bool,
 }
 
 impl Checked {
@@ -50,7 +53,7 @@ impl Checked {
     fn encode(self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[u8::from(self.as_described), 0, 0, 0]);
+        bytes.extend_from_slice(&[u8::from(self.as_described), u8::from(self.confirmed), 0, 0]);
         bytes.extend_from_slice(&self.digest);
         bytes.extend_from_slice(&check(&bytes).to_le_bytes());
         bytes
@@ -59,8 +62,11 @@ impl Checked {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let body = bytes.get(..BODY)?;
         let intact = u64_at(bytes, BODY)? == check(body) && array(body, 0)? == MAGIC;
-        (intact && u32_at(body, 8)? == VERSION)
-            .then_some(Self { as_described: *body.get(12)? == 1, digest: array(body, 16)? })
+        (intact && u32_at(body, 8)? == VERSION).then_some(Self {
+            as_described: *body.get(12)? == 1,
+            digest: array(body, 16)?,
+            confirmed: *body.get(13)? == 1,
+        })
     }
 }
 
@@ -72,8 +78,8 @@ mod tests {
     fn comes_back_and_damage_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Checked::read(directory.path()), None);
-        for as_described in [true, false] {
-            let checked = Checked { as_described, digest: [7; 32] };
+        for (as_described, confirmed) in [(true, true), (true, false), (false, true), (false, false)] {
+            let checked = Checked { as_described, digest: [7; 32], confirmed };
             checked.write(directory.path()).unwrap();
             assert_eq!(Checked::read(directory.path()), Some(checked));
             let bytes = checked.encode();

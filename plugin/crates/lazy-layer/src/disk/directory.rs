@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use erofs_image::Image;
-use ztoc::{SpanId, Ztoc};
+use ztoc::SpanId;
 
 use super::boot::BootId;
 use super::checked::Checked;
@@ -15,12 +15,12 @@ use super::checksum::Checksum;
 use super::headers::{self, HeaderTable};
 use super::manifest::{self, Encoding, Manifest, ManifestError};
 use super::spans::SpanRows;
-use super::states::{State, States};
+use super::states::{self, State, States};
 use super::{Damaged, WINDOW, name, sync};
 use crate::error::FileError;
 use crate::key::LayerKey;
 use crate::mapping::Mapping;
-use crate::toc::Plan;
+use crate::toc::{Borrowed, Plan};
 
 /// Prefix of directories that are being made; left behind only by a daemon that died.
 pub(crate) const MAKING: &str = ".new-";
@@ -116,11 +116,12 @@ pub(crate) fn create(
     key: &LayerKey,
     directory: &str,
     plan: &Plan,
-    ztoc: &Ztoc,
+    ztoc: &Borrowed<'_>,
+    boot: BootId,
 ) -> Result<(), FileError> {
     let making = temporary(layers, MAKING);
     DirBuilder::new().mode(0o700).create(&making).map_err(FileError::of("create", &making))?;
-    let result = fill(&making, key, plan, ztoc).and_then(|()| {
+    let result = fill(&making, key, plan, ztoc, boot).and_then(|()| {
         let place = layers.join(directory);
         std::fs::rename(&making, &place).map_err(FileError::of("rename to", &place))?;
         sync_directory(layers)
@@ -132,7 +133,13 @@ pub(crate) fn create(
     result
 }
 
-fn fill(directory: &Path, key: &LayerKey, plan: &Plan, ztoc: &Ztoc) -> Result<(), FileError> {
+fn fill(
+    directory: &Path,
+    key: &LayerKey,
+    plan: &Plan,
+    ztoc: &Borrowed<'_>,
+    boot: BootId,
+) -> Result<(), FileError> {
     let spans = plan.spans.encode();
     let headers = headers::encode(&plan.headers);
     let manifest = Manifest {
@@ -152,24 +159,34 @@ fn fill(directory: &Path, key: &LayerKey, plan: &Plan, ztoc: &Ztoc) -> Result<()
     let json = manifest
         .encode()
         .map_err(|error| FileError::of("encode", &directory.join(name::MANIFEST))(error.into()))?;
-    write_new(directory, name::LAYER, |file| {
-        file.write_all(&plan.written.metadata)?;
-        file.set_len(plan.written.file_size)
-    })?;
-    write_new(directory, name::SPANS, |file| file.write_all(&spans))?;
-    write_new(directory, name::HEADERS, |file| file.write_all(&headers))?;
-    write_new(directory, name::WINDOWS, |file| {
+    let states = states::fresh(plan.spans.len(), boot);
+    let windows = |file: &mut File| {
         let windows =
             (0..plan.spans.len()).filter_map(|span| ztoc.spans.checkpoint(SpanId(u32::try_from(span).ok()?)));
-        let mut out = io::BufWriter::with_capacity(1 << 20, &mut *file);
+        let mut out = io::BufWriter::with_capacity(1 << 20, file);
         if plan.encoding == Encoding::Gzip {
             for checkpoint in windows {
                 out.write_all(checkpoint.window)?;
             }
         }
         out.flush()
-    })?;
-    write_new(directory, name::MANIFEST, |file| file.write_all(&json))?;
+    };
+    let layer = |file: &mut File| {
+        file.write_all(&plan.written.metadata)?;
+        file.set_len(plan.written.file_size)
+    };
+    let files = [
+        (name::LAYER, write_new(directory, name::LAYER, layer)?),
+        (name::SPANS, write_new(directory, name::SPANS, |file| file.write_all(&spans))?),
+        (name::HEADERS, write_new(directory, name::HEADERS, |file| file.write_all(&headers))?),
+        (name::WINDOWS, write_new(directory, name::WINDOWS, windows)?),
+        (name::STATES, write_new(directory, name::STATES, |file| file.write_all(&states))?),
+        (name::MANIFEST, write_new(directory, name::MANIFEST, |file| file.write_all(&json))?),
+    ];
+    // After all have been written: what the file system has to do for one brings most of the others to the disk, too.
+    for (name, file) in &files {
+        sync::all(file).map_err(FileError::of("sync", &directory.join(name)))?;
+    }
     sync_directory(directory)
 }
 
@@ -249,12 +266,12 @@ fn write_new(
     directory: &Path,
     file: &str,
     write: impl FnOnce(&mut File) -> io::Result<()>,
-) -> Result<(), FileError> {
+) -> Result<File, FileError> {
     let path = directory.join(file);
     let result =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(|mut file| {
             write(&mut file)?;
-            sync::all(&file)
+            Ok(file)
         });
     result.map_err(FileError::of("write", &path))
 }

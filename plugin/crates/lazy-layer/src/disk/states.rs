@@ -161,6 +161,15 @@ impl States {
     }
 }
 
+/// The table of a layer of which nothing is here.
+pub(crate) fn fresh(count: usize, boot: BootId) -> Vec<u8> {
+    let mut table = Head { boot, clean: false }.encode(count).to_vec();
+    for span in 0..count {
+        table.extend_from_slice(&encode_record(span, State::Missing, Checksum::from_bytes([0; 16])));
+    }
+    table
+}
+
 /// Puts a new table in the place of the old one, whole or not at all.
 fn replace(directory: &Path, path: &Path, table: &[u8]) -> Result<(), FileError> {
     let temporary = directory.join("states.new");

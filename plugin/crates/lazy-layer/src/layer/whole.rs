@@ -43,7 +43,7 @@ struct Known {
     claims: Vec<DiffId>,
     /// An image has said anything.
     claimed: bool,
-    /// An image has said the truth.
+    /// An image has said the truth, now or before a restart.
     confirmed: bool,
     found: Option<Checked>,
     /// Somebody is finding out.
@@ -67,7 +67,8 @@ struct Scan {
 
 impl Whole {
     pub(crate) fn new(found: Option<Checked>) -> Self {
-        let known = Known { claims: Vec::new(), claimed: false, confirmed: false, found, running: false };
+        let confirmed = found.is_some_and(|found| found.confirmed);
+        let known = Known { claims: Vec::new(), claimed: false, confirmed, found, running: false };
         Self { known: Mutex::new(known), refused: AtomicBool::new(false) }
     }
 
@@ -94,6 +95,13 @@ impl Known {
         }
     }
 
+    /// What is to be written down because an image has said the truth only after all was known.
+    fn take_news(&mut self) -> Option<Checked> {
+        let found = self.found.as_mut().filter(|found| self.confirmed && !found.confirmed)?;
+        found.confirmed = true;
+        Some(*found)
+    }
+
     fn verdict(&self, found: Checked) -> Completeness {
         match (found.as_described, self.confirmed, self.claimed) {
             (false, _, _) | (true, false, true) => Completeness::Refused,
@@ -110,13 +118,16 @@ impl Layer {
     /// Gives whether the layer is that, if it is known already. A digest that is not SHA-256 is ignored.
     pub fn expect(self: &Arc<Self>, diff_id: &oci_spec::image::Digest) -> Option<bool> {
         let claim = DiffId::of(diff_id)?;
-        let agrees = {
+        let (agrees, news) = {
             let mut known = self.whole.known.lock();
             known.claim(claim, self.options().max_claims);
-            let found = known.found.filter(|_| self.is_all_here());
-            found.map(|found| found.as_described && DiffId(found.digest) == claim)
+            let agrees = |found: Checked| found.as_described && DiffId(found.digest) == claim;
+            (known.found.filter(|_| self.is_all_here()).map(agrees), known.take_news())
         };
         self.judge();
+        if let Some(found) = news {
+            self.engine.keep(self, found);
+        }
         agrees
     }
 
@@ -154,15 +165,19 @@ impl Layer {
 
     /// The check is over. Without a result it is made again when there is a reason to.
     pub(crate) fn scanned(self: &Arc<Self>, found: Option<Checked>) {
-        {
+        let news = {
             let mut known = self.whole.known.lock();
             known.running = false;
             if let Some(found) = found {
                 known.find(found);
             }
-        }
+            known.take_news()
+        };
         if found.is_some() {
             self.judge();
+        }
+        if let Some(found) = news {
+            self.engine.keep(self, found);
         }
     }
 
@@ -211,16 +226,21 @@ impl Scanned {
         for _ in 0..=ZERO_BLOCKS {
             let digest = <[u8; 32]>::from(hash.clone().finalize());
             if claims.contains(&DiffId(digest)) {
-                return Some(Checked { as_described: self.scan.is_right(layer), digest });
+                return Some(Checked { as_described: self.scan.is_right(layer), digest, confirmed: true });
             }
             hash.update(BLOCK);
         }
         None
     }
 
-    /// The layer, as it ends here.
-    pub(crate) fn finish(self, layer: &Layer) -> Checked {
-        Checked { as_described: self.scan.is_right(layer), digest: self.hash.finalize().into() }
+    /// The layer, as it ends here. Whether that is one of these, too.
+    pub(crate) fn finish(self, layer: &Layer, claims: &[DiffId]) -> Checked {
+        let digest = self.hash.finalize().into();
+        Checked {
+            as_described: self.scan.is_right(layer),
+            digest,
+            confirmed: claims.contains(&DiffId(digest)),
+        }
     }
 }
 

@@ -202,8 +202,9 @@ fn the_power_goes() {
         let ended = status.status.success();
         assert!(
             ended || status.status.signal() == Some(Signal::KILL.as_raw()),
-            "{}",
-            String::from_utf8_lossy(&status.stdout)
+            "{}{}",
+            String::from_utf8_lossy(&status.stdout),
+            String::from_utf8_lossy(&status.stderr)
         );
         for early in Early::ALL {
             early.write(&live.at, &mut random);
