@@ -61,17 +61,23 @@ programs() { cargo build --locked --package soci --package soci-snapshotter-grpc
 
 unit() { programs && cargo test --workspace --exclude soci-tests --locked --no-fail-fast -- "$@"; }
 
-# What is asked of every containerd: lazy pulls and runs, namespaces, removal, restarts, clients that know nothing of us.
-every_containerd=(lazy_run namespaces removal restart::containerd foreign)
+# What is asked of every containerd: lazy pulls and runs, namespaces, removal, restarts, clients that know nothing of us, containers that start while the
+# daemon is killed.
+every_containerd=(lazy_run namespaces removal restart::containerd foreign survive::killed_again)
+# Of the newest also: the daemon dies at each step, and at random moments.
+newest_containerd=(failpoints killed::)
 
 e2e() {
     local suite status=0
+    local -a tests
     programs && suites "$@" || status=1
     (($# == 0)) || return "$status"
     for suite in "${containerd_suites[@]}"; do
         fetch_containerd "${CARGO_TARGET_DIR:-$repository/target}/containerd" "$suite" || { status=1; continue; }
         heading "e2e with $("$containerd_bin/containerd" --version | cut -d ' ' -f 1,3)"
-        PATH=$containerd_bin:$PATH suites "${every_containerd[@]}" || { say "failed with the containerd of Debian $suite"; status=1; }
+        tests=("${every_containerd[@]}")
+        [[ $suite != "${containerd_suites[-1]}" ]] || tests+=("${newest_containerd[@]}")
+        PATH=$containerd_bin:$PATH suites "${tests[@]}" || { say "failed with the containerd of Debian $suite"; status=1; }
     done
     return "$status"
 }

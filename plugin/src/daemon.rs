@@ -67,6 +67,11 @@ pub enum DaemonError {
         .0.display()
     )]
     ForeignRoot(PathBuf),
+    /// A later version has made mounts that this one cannot go on with.
+    #[error(
+        "{0} mounts that containers use were made by a later version of this program, which has to be started to go on with them; this one would end them"
+    )]
+    LaterMounts(usize),
     /// The layer store.
     #[error("failed to open the layer store")]
     Layers(#[source] lazy_layer::OpenError),
@@ -305,6 +310,9 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
     raise_descriptor_limit();
 
     let (keeper, kept) = Keeper::open(root, kept, options::keeper_options(config));
+    if kept.later > 0 {
+        return Err(DaemonError::LaterMounts(kept.later));
+    }
     let keyring =
         Arc::new(Keyring::kept(count(config.limits.credentials), keeper.clone(), kept.secrets.as_deref()));
     let registries = Arc::new(Registries::new(

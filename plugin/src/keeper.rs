@@ -36,7 +36,7 @@ pub use record::{Agreed, MountRecord};
 
 use crate::snapshot::{Id, LazyRecord};
 use client::Client;
-use record::RecordFile;
+use record::{Content, RecordFile};
 use systemd::FdStore;
 
 const MOUNT: &str = "soci-mount-";
@@ -82,6 +82,8 @@ pub struct Kept {
     pub mounts: Vec<KeptMount>,
     /// What [`Keeper::keep_secrets`] was given last.
     pub secrets: Option<Vec<u8>>,
+    /// Mounts that only a later version of this program can go on with. They stay with the keeper.
+    pub later: usize,
 }
 
 /// A mount that was handed over.
@@ -91,6 +93,14 @@ pub struct KeptMount {
     pub record: MountRecord,
     device: OwnedFd,
     hold: Hold,
+}
+
+/// A mount that was found.
+#[derive(Debug)]
+enum Mount {
+    Ours(Box<KeptMount>),
+    /// Its record has this format.
+    Later(u32),
 }
 
 /// The keeper's hold on one mount. Stays when it is dropped, unless [`Hold::release`] is called.
@@ -318,7 +328,11 @@ impl Keeper {
                 continue;
             }
             match self.mount(name.clone(), descriptors) {
-                Some(mount) => kept.mounts.push(mount),
+                Some(Mount::Ours(mount)) => kept.mounts.push(*mount),
+                Some(Mount::Later(format)) => {
+                    tracing::warn!(%name, format, "a mount of a later version of this program is kept for it");
+                    kept.later = kept.later.saturating_add(1);
+                }
                 None => {
                     tracing::warn!(%name, "a kept mount that is not understood; it ends");
                     self.release(&name);
@@ -328,7 +342,7 @@ impl Keeper {
         kept
     }
 
-    fn mount(&self, name: Name, descriptors: Vec<OwnedFd>) -> Option<KeptMount> {
+    fn mount(&self, name: Name, descriptors: Vec<OwnedFd>) -> Option<Mount> {
         let (mut device, mut file) = (None, None);
         for descriptor in descriptors {
             let descriptor = File::from(descriptor);
@@ -336,9 +350,13 @@ impl Keeper {
             if is_device { &mut device } else { &mut file }.replace(OwnedFd::from(descriptor));
         }
         let file = RecordFile::from(file?);
-        let record = file.read().ok()??;
+        let record = match file.read().ok()? {
+            Content::Record(record) => record,
+            Content::Later(format) => return Some(Mount::Later(format)),
+            Content::Nothing => return None,
+        };
         let hold = Hold(Some(Holding { keeper: self.clone(), name, record: file }));
-        Some(KeptMount { record, device: device?, hold })
+        Some(Mount::Ours(Box::new(KeptMount { record, device: device?, hold })))
     }
 
     /// Gives everything to another keeper process as soon as this one dies.

@@ -1,6 +1,7 @@
 //! soci-snapshotter-grpc under test.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::containerd::{kill, processes};
+use crate::forgery::replace;
 use crate::process::{Process, Said, say};
 use crate::service::ServiceManager;
 
@@ -125,6 +127,15 @@ impl Daemon {
         let copy = self.folder.join("copy-of-the-daemon");
         fs::copy(&self.program, &copy).unwrap();
         self.program = copy;
+    }
+
+    /// Has it run from the next start on as another version, whose number is as long: `(from, to)`.
+    pub fn become_version(&mut self, (from, to): (&str, &str)) {
+        let mut bytes = fs::read(&self.program).unwrap();
+        replace(&mut bytes, from.as_bytes(), to.as_bytes());
+        self.program = self.folder.join(format!("daemon-{to}"));
+        fs::write(&self.program, bytes).unwrap();
+        fs::set_permissions(&self.program, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// Removes the program of a daemon that ran from a copy.

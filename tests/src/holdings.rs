@@ -2,13 +2,39 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::containerd::other;
 use crate::process::say;
 use crate::stack::Stack;
 
+/// Longest time until containerd has found a daemon that was started again, and has been made to compare.
+const AGREEMENT: Duration = Duration::from_secs(60);
+
+/// What does not fit together for good: containerd and the daemon come to an agreement by themselves.
+pub fn settled_disagreements(stack: &Stack) -> Vec<String> {
+    settled(|| disagreements(stack))
+}
+
+/// What is left for good.
+pub fn settled_remains(stack: &Stack) -> Vec<String> {
+    settled(|| remains(stack))
+}
+
+fn settled(look: impl Fn() -> Vec<String>) -> Vec<String> {
+    let start = Instant::now();
+    loop {
+        let found = look();
+        if found.is_empty() || start.elapsed() > AGREEMENT {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// Everything about a stack's snapshots that does not fit together; nothing if all is well.
-pub fn disagreements(stack: &Stack) -> Vec<String> {
+fn disagreements(stack: &Stack) -> Vec<String> {
     let mut wrong = Vec::new();
     let known = match named_by_containerd(stack) {
         Ok(known) => known,
@@ -53,7 +79,7 @@ pub fn disagreements(stack: &Stack) -> Vec<String> {
 }
 
 /// Everything that is left of a stack's snapshots.
-pub fn remains(stack: &Stack) -> Vec<String> {
+fn remains(stack: &Stack) -> Vec<String> {
     let rows = kept_by_the_daemon(stack).unwrap_or_else(|error| vec![error]);
     rows.into_iter()
         .chain(directories(stack))
@@ -84,12 +110,21 @@ fn kept_by_the_daemon(stack: &Stack) -> Result<Vec<String>, String> {
     let mut command = stack.containerd.ctr_command(&[]);
     command.arg("--address").arg(stack.daemon.socket()).args(["snapshot", "--snapshotter", "soci", "ls"]);
     let said = say(&mut command);
-    if said.success { Ok(first_column(&said.out).map(str::to_owned).collect()) } else { Err(said.err) }
+    if said.success { Ok(first_column(&said.out).collect()) } else { Err(said.err) }
 }
 
-/// The first column of a table; columns are four blanks apart, and a key may have one.
-fn first_column(table: &str) -> impl Iterator<Item = &str> {
-    table.lines().skip(1).filter_map(|line| line.split("    ").next())
+/// The first column of a table. A key has no blank, but for those of layers that are being unpacked, which have one.
+fn first_column(table: &str) -> impl Iterator<Item = String> {
+    table.lines().skip(1).filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let first = words.next()?;
+        let name = first.rsplit('/').next().unwrap_or_default();
+        Some(if name.starts_with("extract-") {
+            format!("{first} {}", words.next()?)
+        } else {
+            first.to_owned()
+        })
+    })
 }
 
 /// `<namespace> <name>` of `<namespace>/<number>/<name>`.

@@ -30,6 +30,25 @@ pub struct Stack {
     folder: Option<TempDir>,
 }
 
+/// Where a user of the stack finds containerd.
+#[derive(Clone, Debug)]
+pub struct Client {
+    address: PathBuf,
+    namespace: String,
+}
+
+impl Client {
+    /// The CLI under test, as a command to be changed or started.
+    pub fn soci_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("soci"));
+        command
+            .env("CONTAINERD_ADDRESS", &self.address)
+            .env("CONTAINERD_NAMESPACE", &self.namespace)
+            .args(arguments);
+        command
+    }
+}
+
 impl Default for Stack {
     fn default() -> Stack {
         Stack::start()
@@ -77,12 +96,12 @@ impl Stack {
 
     /// The CLI under test, as a command to be changed or started.
     pub fn soci_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program("soci"));
-        command
-            .env("CONTAINERD_ADDRESS", self.containerd.socket())
-            .env("CONTAINERD_NAMESPACE", &self.namespace)
-            .args(arguments);
-        command
+        self.client().soci_command(arguments)
+    }
+
+    /// Who can run the CLI under test while the stack is changed.
+    pub fn client(&self) -> Client {
+        Client { address: self.containerd.socket(), namespace: self.namespace.clone() }
     }
 
     /// Runs the CLI under test.

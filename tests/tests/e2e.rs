@@ -22,6 +22,7 @@ mod e2e {
     mod forged;
     mod garbage;
     mod kernel;
+    mod killed;
     mod lazy_run;
     mod logs;
     mod metrics;
@@ -33,4 +34,5 @@ mod e2e {
     mod stress;
     mod survive;
     mod trees;
+    mod upgrade;
 }

@@ -47,6 +47,28 @@ pub struct MountRecord {
     pub agreed: Option<Agreed>,
 }
 
+/// What a memory file turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// A record.
+    Record(MountRecord),
+    /// A record that only a later version of this program understands.
+    Later(u32),
+    /// No record.
+    Nothing,
+}
+
+/// What every format has.
+#[derive(Deserialize)]
+struct Head {
+    mount: Format,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Line {
@@ -78,17 +100,22 @@ impl RecordFile {
         self.0.write_all_at(&bytes, self.0.metadata()?.len())
     }
 
-    /// Reads one; none where it is not one, or of a later format.
-    pub(super) fn read(&self) -> io::Result<Option<MountRecord>> {
+    /// Reads one.
+    pub(super) fn read(&self) -> io::Result<Content> {
         let bytes = read(&self.0, MAX)?;
         let end = bytes.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
         let mut record = None;
         for line in bytes.get(..end).unwrap_or_default().split(|byte| *byte == b'\n') {
+            match serde_json::from_slice::<Head>(line) {
+                Ok(Head { mount: Format { format } }) if format > FORMAT => {
+                    return Ok(Content::Later(format));
+                }
+                Ok(_) | Err(_) => {}
+            }
             match serde_json::from_slice(line) {
-                Ok(Line::Mount { format: FORMAT, snapshot, lazy, layer_file }) => {
+                Ok(Line::Mount { snapshot, lazy, layer_file, .. }) => {
                     record = Some(MountRecord { snapshot, lazy, layer_file, agreed: None });
                 }
-                Ok(Line::Mount { .. }) => return Ok(None),
                 Ok(Line::Ready(agreed)) => {
                     if let Some(record) = &mut record {
                         record.agreed = Some(agreed);
@@ -97,7 +124,7 @@ impl RecordFile {
                 Err(_) => {}
             }
         }
-        Ok(record)
+        Ok(record.map_or(Content::Nothing, Content::Record))
     }
 
     pub(super) fn descriptor(&self) -> &File {
@@ -150,10 +177,11 @@ mod tests {
     fn a_mount_is_being_made_until_it_is_ready() {
         let file = RecordFile::begin(Id(7), &lazy(), true).unwrap();
         let expected = MountRecord { snapshot: Id(7), lazy: lazy(), layer_file: true, agreed: None };
-        assert_eq!(file.read().unwrap(), Some(expected.clone()));
+        assert_eq!(file.read().unwrap(), Content::Record(expected.clone()));
         let agreed = Agreed { flags: 1 << 63 | 5, major: 7, minor: 45 };
         file.ready(agreed).unwrap();
-        assert_eq!(file.read().unwrap(), Some(MountRecord { agreed: Some(agreed), ..expected }));
+        let ready = MountRecord { agreed: Some(agreed), ..expected };
+        assert_eq!(file.read().unwrap(), Content::Record(ready));
     }
 
     #[test]
@@ -169,12 +197,16 @@ mod tests {
 
     #[test]
     fn what_is_no_record_is_none() {
-        for text in
-            [&b""[..], b"\n", b"nonsense\n", b"{\"mount\":{\"format\":2,\"snapshot\":1,\"lazy\":{}}}\n"]
-        {
+        let later = b"{\"mount\":{\"format\":2,\"snapshot\":1,\"lazy\":{}}}\n";
+        for (text, content) in [
+            (&b""[..], Content::Nothing),
+            (b"\n", Content::Nothing),
+            (b"nonsense\n", Content::Nothing),
+            (later, Content::Later(2)),
+        ] {
             let file = RecordFile::from(memory("test").unwrap());
             file.0.write_all_at(text, 0).unwrap();
-            assert_eq!(file.read().unwrap(), None);
+            assert_eq!(file.read().unwrap(), content);
         }
         let file = RecordFile::from(memory("test").unwrap());
         file.0.set_len(MAX as u64 + 1).unwrap();

@@ -186,3 +186,19 @@ fn names_of_others_are_left_alone() {
         assert!(!Keeper::owns(other), "{other}");
     }
 }
+
+/// What is nonsense is let go; what a later version wrote is for that version.
+#[test]
+fn a_mount_of_a_later_version_stays_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let holder = start(root.path());
+    let mut first = Client::find(root.path(), OPTIONS).unwrap();
+    first.hold(name(1), vec![file("nonsense\n")]).unwrap();
+    first.hold(name(2), vec![file("{\"mount\":{\"format\":2,\"news\":true}}\n")]).unwrap();
+    let (keeper, kept) = Keeper::open(root.path(), Vec::new(), OPTIONS);
+    assert_eq!((kept.later, kept.mounts.len()), (1, 0));
+    let other = Client::find(root.path(), OPTIONS).unwrap();
+    assert_eq!(other.held().keys().collect::<Vec<_>>(), [&name(2)]);
+    keeper.end();
+    holder.join().unwrap();
+}

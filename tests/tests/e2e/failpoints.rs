@@ -7,15 +7,12 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use soci_tests::forgery::publish_forged;
-use soci_tests::holdings::{disagreements, remains};
+use soci_tests::holdings::{settled_disagreements, settled_remains};
 use soci_tests::image::digest;
 use soci_tests::process::Process;
 use soci_tests::registry::user;
 use soci_tests::rootfs::{self, BIG};
 use soci_tests::stack::{Stack, container_name, eventually};
-
-/// Longest time until containerd has found the daemon again and has been made to compare.
-const AGREEMENT: Duration = Duration::from_secs(60);
 
 /// Kills the daemon at `place` during what `ask` starts, which may fail then, in one line if it is ours.
 fn dies_at(stack: &mut Stack, place: &str, ask: impl FnOnce(&Stack) -> Process) {
@@ -46,28 +43,14 @@ fn all_is_well(stack: &Stack, reference: &str, place: &str) {
     agree(stack, place);
 }
 
+#[track_caller]
 fn agree(stack: &Stack, place: &str) {
-    let start = std::time::Instant::now();
-    loop {
-        let wrong = disagreements(stack);
-        if wrong.is_empty() {
-            return;
-        }
-        assert!(start.elapsed() < AGREEMENT, "{place}: {}", wrong.join("\n"));
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    assert_eq!(settled_disagreements(stack), Vec::<String>::new(), "{place}");
 }
 
+#[track_caller]
 fn nothing_stays(stack: &Stack, place: &str) {
-    let start = std::time::Instant::now();
-    loop {
-        let left = remains(stack);
-        if left.is_empty() {
-            return;
-        }
-        assert!(start.elapsed() < AGREEMENT, "{place}: {left:#?}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    assert_eq!(settled_remains(stack), Vec::<String>::new(), "{place}");
 }
 
 /// One image, pulled with the daemon dying at each of these places.

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Advice, fadvise};
 use rustix::process::Signal;
 use soci_tests::image::{Image, ImageBuilder, Packing, digest};
-use soci_tests::process::Process;
+use soci_tests::process::{Process, say};
 use soci_tests::rootfs::{self, BIG};
-use soci_tests::stack::{Stack, container_name, eventually};
+use soci_tests::stack::{Client, Stack, container_name, eventually};
 
 const FILES: usize = 12;
 
@@ -34,7 +34,7 @@ fn busy(folder: &Path) -> Image {
     ImageBuilder::new(&place).layer(&root, Packing::Gzip).finish("docker.io/library/busy:1", rootfs::config())
 }
 
-/// Four readers, two of them past the page cache, and a `find`; what goes wrong is printed, and how much was done.
+/// Four readers, two of them past the page cache, a `find`, and one that has a program started, with its libraries; what goes wrong is printed, and how much was done.
 const SCRIPT: &str = r#"
 reader() {
     count=0
@@ -57,10 +57,20 @@ finder() {
     done
     echo "FINDS $count"
 }
+starter() {
+    count=0
+    wanted=$(busybox cat /etc/passwd)
+    while [ ! -e /run/stop ]; do
+        found=$(/bin/cat /etc/passwd 2>&1)
+        [ "$found" = "$wanted" ] || echo "BAD start $found"
+        count=$((count+1))
+    done
+    echo "STARTS $count"
+}
 # EROFS has no direct I/O for files whose end is not a block's.
 direct=iflag=direct
 busybox dd if=/data/1.bin of=/dev/null bs=128k $direct 2>/run/dd || direct=
-reader 1 $direct & reader 2 $direct & reader 3 & reader 4 & finder &
+reader 1 $direct & reader 2 $direct & reader 3 & reader 4 & finder & starter &
 echo BUSY
 wait
 echo END
@@ -84,8 +94,8 @@ impl Busy {
         Busy { process, name }
     }
 
-    /// Ends it and returns how many files were read, and how often `find` ran.
-    fn end(mut self, stack: &Stack) -> (u64, u64) {
+    /// Ends it and returns how many files were read, how often `find` ran, and how many programs were started.
+    fn end(mut self, stack: &Stack) -> [u64; 3] {
         stack.ctr(&["task", "exec", "--exec-id", "stop", &self.name, "busybox", "touch", "/run/stop"]).ok();
         assert!(self.process.wait(Duration::from_secs(120)).is_some(), "the readers do not end");
         let output = self.process.output();
@@ -93,7 +103,7 @@ impl Busy {
             output.lines().filter_map(|line| line.strip_prefix(what)?.trim().parse::<u64>().ok()).sum()
         };
         assert!(!output.contains("BAD") && output.contains("END"), "{output}");
-        (count("READS"), count("FINDS"))
+        ["READS", "FINDS", "STARTS"].map(count)
     }
 }
 
@@ -146,7 +156,28 @@ fn rounds(default: u32) -> u32 {
     std::env::var("SOCI_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Kills the daemon again and again under readers, a `find` and container starts.
+/// Starts containers, one after the other, until it is told to end; each has to do its work, whatever becomes of the daemon meanwhile.
+fn start_containers(client: &Client, reference: &str, wanted: &str, end: &AtomicBool) -> u64 {
+    let mut count = 0;
+    while !end.load(Ordering::Relaxed) {
+        let run = [
+            "run",
+            "--rm",
+            "--snapshotter",
+            "soci",
+            reference,
+            &container_name(),
+            "sha256sum",
+            "/data/0.bin",
+        ];
+        let said = say(&mut client.soci_command(&run)).ok();
+        assert!(said.out.starts_with(wanted) && said.err.is_empty(), "container {count}: {said:?}");
+        count += 1;
+    }
+    count
+}
+
+/// Kills the daemon again and again under readers, a `find`, and containers that start all the time.
 fn killed_under_readers(front_end: &str, rounds: u32, signals: &[Signal]) {
     let mut stack = Stack::with_config(&format!("[fuse]\nkernel = \"{front_end}\"\n"));
     let image = busy(stack.folder());
@@ -166,30 +197,37 @@ fn killed_under_readers(front_end: &str, rounds: u32, signals: &[Signal]) {
     std::mem::forget(view);
     let stalls = Stalls::default();
     let first = digest(&rootfs::noise(100, 700_001)).replace("sha256:", "");
-    thread::scope(|scope| {
+    let client = stack.client();
+    let containers = thread::scope(|scope| {
         scope.spawn(|| stalls.watch(&root));
+        let starts = scope.spawn(|| start_containers(&client, &reference, &first, &stalls.end));
         // Also when a round panics.
-        let _end = EndOf(&stalls);
+        let end = EndOf(&stalls);
         for round in 0..rounds {
             let signal = signals[round as usize % signals.len()];
             drop_caches();
             stack.daemon.stop(signal);
-            drop_caches();
             thread::sleep(Duration::from_millis(50));
             stack.daemon.launch();
+            // Not before: it waits for mounts that are being made, and a container's may be waiting for the daemon.
+            drop_caches();
             let said = stack.soci_run("soci", &[], &reference, &["sha256sum", "/data/0.bin"]).ok();
             assert!(said.out.starts_with(&first), "round {round}: {}", said.out);
         }
+        drop(end);
+        starts.join().unwrap()
     });
-    let (reads, finds) = container.end(&stack);
-    assert!(reads > 0 && finds > 0 && stalls.reads.load(Ordering::Relaxed) > 0);
+    let [reads, finds, programs] = container.end(&stack);
+    assert!(
+        containers > 0 && reads > 0 && finds > 0 && programs > 0 && stalls.reads.load(Ordering::Relaxed) > 0
+    );
     assert_eq!(stack.registry.downloaded_of(&blob), before, "something was fetched twice");
     assert_eq!(stack.mounts(), mounted);
     let resumed = stack.daemon.log().matches("\"resumed\":1").count();
     assert_eq!(resumed, rounds as usize, "every daemon goes on with the mount of the one before");
     assert_eq!(stack.daemon.keepers().len(), 1);
     println!(
-        "{rounds} rounds, kernel {front_end}: {reads} files and {finds} times find in the container, {} reads beside it, longest stall {} ms",
+        "{rounds} rounds, kernel {front_end}: {containers} containers started; in one, {reads} files, {finds} times find and {programs} programs; {} reads beside it, longest stall {} ms",
         stalls.reads.load(Ordering::Relaxed),
         stalls.longest.load(Ordering::Relaxed)
     );
