@@ -246,6 +246,11 @@ impl Resolver {
         }
     }
 
+    /// A container is about to start on these layers, the uppermost first: what it will read is fetched ahead.
+    pub fn starts(&self, from_above: &[Arc<Layer>]) {
+        self.layers.starts(from_above);
+    }
+
     /// containerd's namespace, where there is one to ask.
     pub(crate) fn containerd(&self, namespace: Option<&str>) -> Option<Containerd> {
         let namespace = namespace?.parse().ok()?;

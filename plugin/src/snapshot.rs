@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lazy_layer::Layer;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -187,6 +188,7 @@ impl Snapshotter {
         match Intent::of(&labels) {
             Intent::Container => {
                 let chain = self.available(&parent).await?;
+                self.shared.backend.starts(&self.shared.lazy_layers(&chain));
                 let record = self.create(Kind::Active, key, parent, labels).await?;
                 Ok(self.shared.mounts(&record, &chain))
             }
@@ -436,6 +438,12 @@ impl Snapshotter {
 // === impl Shared ===
 
 impl Shared {
+    /// Those of these layers that are mounted lazily, in the same order.
+    fn lazy_layers(&self, chain: &[Named]) -> Vec<Arc<Layer>> {
+        let mounted = self.mounted.lock();
+        chain.iter().filter_map(|named| mounted.get(&named.record.id)?.mount.layer().cloned()).collect()
+    }
+
     fn mounts(&self, own: &Record, ancestors: &[Named]) -> Vec<Mount> {
         let layers = Layers {
             kind: own.kind,

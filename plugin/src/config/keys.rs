@@ -349,6 +349,11 @@ tables! {
         /// Seconds that an image's index is believed to be the newest.
         found_ttl_sec "deadlines.found_ttl_sec": Int(1..=3_600) = 60;
     }
+    /// What is fetched before a container that starts asks for it (ours).
+    Start start {
+        /// Files that nearly every start reads, absolute, with blanks between them; of a program, what it needs, too.
+        files "start.files": Text = "/etc/passwd /etc/group /bin/sh /etc/nsswitch.conf /etc/ld.so.cache /usr/lib/locale/C.utf8/LC_CTYPE /etc/localtime";
+    }
     /// The disk that layer files take (ours).
     Cache cache {
         /// Bytes that all layer files may take, such as "50gb"; empty for any number. Beyond, layers that are not mounted go, those unused longest first; then what is read is no longer kept.
@@ -446,6 +451,12 @@ tables! {
         read_ahead_queue "limits.read_ahead_queue": Int(1..=65_536) = 256;
         /// Compressed bytes on their way ahead of readers while another read waits.
         ahead_while_waiting_bytes "limits.ahead_while_waiting_bytes": Size = "2mb";
+        /// Files that a program that starts is followed to (its libraries, theirs, and so on), which are fetched ahead of it (0: none, nor start.files).
+        start_files "limits.start_files": Int(0..=65_536) = 256;
+        /// Bytes of such files that are fetched because of one program.
+        start_bytes "limits.start_bytes": Size = "64mb";
+        /// Files of one layer, as long as it is mounted, that programs are followed to; past that, none is any more.
+        followed_files "limits.followed_files": Int(1..=1_048_576) = 4_096;
         /// Compressed bytes in memory that are not inflated yet; with so many, no more are taken from the network.
         in_flight_bytes "limits.in_flight_bytes": Size = "16mb";
         /// Bytes of the largest span, compressed or not, that a zTOC may have.

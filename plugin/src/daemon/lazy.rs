@@ -63,13 +63,29 @@ struct Attached {
 }
 
 impl Backend for LazyBackend {
-    fn mount(&self, asked: Asked, id: Id, at: PathBuf) -> BoxFuture<'static, Attempt> {
+    fn starts(&self, from_above: &[Arc<Layer>]) {
+        self.resolver.starts(from_above);
+    }
+
+    fn mount(
+        &self,
+        asked: Asked,
+        id: Id,
+        at: PathBuf,
+        below: Vec<Arc<Layer>>,
+    ) -> BoxFuture<'static, Attempt> {
         let (resolver, mounting) = (Arc::clone(&self.resolver), self.mounting.clone());
         let how = How::Anew(self.keeper.clone(), id);
         Box::pin(async move {
             match resolver.resolve(asked.namespace.as_deref(), &asked.layer).await {
                 Resolution::Lazy(resolved) => {
                     let record = resolved.record.clone();
+                    // The uppermost layer of an image that comes: somebody is about to start it.
+                    if asked.layer.rest.len() <= 1 {
+                        let from_above: Vec<_> =
+                            std::iter::once(Arc::clone(&resolved.layer)).chain(below).collect();
+                        resolver.starts(&from_above);
+                    }
                     failpoint::pass("prepare.resolved");
                     match mounting.mount(resolved, at, how).await {
                         Ok(mounted) => Attempt::Mounted(record, mounted),
@@ -339,6 +355,10 @@ impl LazyMount for MountedLayer {
 
     fn lower(&self) -> Option<&Path> {
         self.kernel.as_ref().map(|attached| attached.mount.mount_point())
+    }
+
+    fn layer(&self) -> Option<&Arc<Layer>> {
+        Some(&self.layer)
     }
 
     fn directories(&self) -> Option<Arc<dyn Directories>> {

@@ -35,6 +35,10 @@ pub(super) fn layer_options(root: &Path, config: &Config) -> StoreOptions {
     options.max_streams = count(limits.read_ahead_streams);
     options.max_ahead_queue = count(limits.read_ahead_queue);
     options.max_ahead_while_waiting = bytes(&limits.ahead_while_waiting_bytes);
+    options.max_start_files = count(limits.start_files);
+    options.max_start_bytes = bytes(&limits.start_bytes);
+    options.max_followed = count(limits.followed_files);
+    options.start_files = config.start.files.split_ascii_whitespace().map(str::to_owned).collect();
     options.max_bytes_in_flight = bytes(&limits.in_flight_bytes).max(1);
     options.max_span = bytes(&limits.span_bytes);
     options.max_rechecks = count(limits.rechecks);

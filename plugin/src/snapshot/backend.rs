@@ -5,15 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use lazy_layer::LayerStatus;
+use lazy_layer::{Layer, LayerStatus};
 
 use super::labels::LayerRequest;
 use super::record::{Id, LazyRecord};
 
 /// Makes layers appear.
 pub trait Backend: Debug + Send + Sync + 'static {
-    /// Tries to mount a layer lazily at `at`, the directory of snapshot `id`. Ends within the deadlines of the configuration, and holds nothing meanwhile.
-    fn mount(&self, asked: Asked, id: Id, at: PathBuf) -> BoxFuture<'static, Attempt>;
+    /// Tries to mount a layer lazily at `at`, the directory of snapshot `id`. Ends within the deadlines of the configuration, and holds nothing meanwhile. `below` are its lazy
+    /// ancestors, nearest first.
+    fn mount(&self, asked: Asked, id: Id, at: PathBuf, below: Vec<Arc<Layer>>)
+    -> BoxFuture<'static, Attempt>;
+
+    /// A container is about to start on these layers, the uppermost first.
+    fn starts(&self, from_above: &[Arc<Layer>]);
 
     /// Unpacks a layer into the directory `at`, with its ancestors (nearest first) as a source of attributes for directories that
     /// the layer does not mention. Ends within its deadline. Whatever was unpacked before a failure is removed again.
@@ -151,6 +156,11 @@ pub trait LazyMount: Debug + Send {
 
     /// What containers are to have as lower directory, where that is not what the layer is mounted at.
     fn lower(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Its file. None where there is none.
+    fn layer(&self) -> Option<&Arc<Layer>> {
         None
     }
 

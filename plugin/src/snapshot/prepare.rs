@@ -129,11 +129,9 @@ impl Snapshotter {
             return Ok(Decision::Defer);
         }
         let asked = Asked { namespace: layer.namespace.clone(), layer: request };
-        let attempt = self
-            .shared
-            .backend
-            .mount(asked.clone(), layer.record.id, self.shared.tree.fs(layer.record.id))
-            .await;
+        let (id, at) = (layer.record.id, self.shared.tree.fs(layer.record.id));
+        let below = self.shared.lazy_layers(&self.ancestors(&layer.parent).await?);
+        let attempt = self.shared.backend.mount(asked.clone(), id, at, below).await;
         let failed = |error: &str| {
             tracing::warn!(
                 key,

@@ -62,7 +62,9 @@ impl LazyMount for FakeMount {
 }
 
 impl Backend for Fake {
-    fn mount(&self, asked: Asked, _: Id, _: PathBuf) -> BoxFuture<'static, Attempt> {
+    fn starts(&self, _: &[Arc<Layer>]) {}
+
+    fn mount(&self, asked: Asked, _: Id, _: PathBuf, _: Vec<Arc<Layer>>) -> BoxFuture<'static, Attempt> {
         let attempt = match self.attempts.lock().pop_front().unwrap_or(Answer::NoIndex) {
             Answer::Mount => Attempt::Mounted(
                 LazyRecord {

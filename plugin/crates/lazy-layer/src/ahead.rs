@@ -6,6 +6,10 @@
 //! [`CONFIRMED`] times is preceded by a part of what it has read: a quarter, so that its end wastes no more than that. A file that is small is
 //! fetched to its end.
 //!
+//! Between two misses the link has a round trip's time for nothing. It is spent on a guess: the next span, or the one before, wherever a read is. Programs differ in
+//! whether that is of use (a Python program reads most of what surrounds it, an Erlang one does not), so guesses are made as long as as many were read as were
+//! not: [`Guesses`].
+//!
 //! There is no open: the first read of a file is all that is seen of it.
 
 use std::ops::{Range, RangeInclusive};
@@ -26,7 +30,18 @@ pub(crate) struct Ahead {
     /// Streams that are followed at the same time.
     max_streams: usize,
     clock: u64,
+    guesses: Guesses,
 }
+
+/// How good what is fetched ahead turns out to be, in spans.
+#[derive(Clone, Copy, Debug, Default)]
+struct Guesses {
+    made: u64,
+    read: u64,
+}
+
+/// Guesses that may be wrong before any was right.
+const TRIES: u64 = 4;
 
 #[derive(Clone, Copy, Debug)]
 struct Stream {
@@ -55,7 +70,7 @@ pub(crate) struct Touch {
 
 impl Ahead {
     pub(crate) fn new(max_streams: usize) -> Self {
-        Self { streams: Vec::new(), max_streams, clock: 0 }
+        Self { streams: Vec::new(), max_streams, clock: 0, guesses: Guesses::default() }
     }
 
     /// The spans that should be fetched after a read, the most likely first; they may be here already. `len` gives a span's compressed bytes, `None` behind the last. A stream
@@ -108,6 +123,26 @@ impl Ahead {
             ask.push(rest);
         }
         ask
+    }
+
+    /// A neighbour of what was read that should be fetched, too, if guesses have been good. `is_missing` tells whether a span is not here.
+    pub(crate) fn guess(&self, touch: &Touch, is_missing: impl Fn(usize) -> bool) -> Option<usize> {
+        if self.guesses.made >= self.guesses.read.saturating_mul(2).saturating_add(TRIES) {
+            return None;
+        }
+        let behind = touch.spans.end().checked_add(1);
+        let before = touch.spans.start().checked_sub(1);
+        behind.into_iter().chain(before).find(|span| is_missing(*span))
+    }
+
+    /// So many spans are fetched ahead.
+    pub(crate) fn made(&mut self, spans: usize) {
+        self.guesses.made = self.guesses.made.saturating_add(spans as u64);
+    }
+
+    /// A span that was fetched ahead is read for the first time.
+    pub(crate) fn was_read(&mut self) {
+        self.guesses.read = self.guesses.read.saturating_add(1);
     }
 
     /// What of the file a read is in should be fetched too.
@@ -193,6 +228,35 @@ mod tests {
         }
         let ahead_by: Vec<usize> = ahead.streams.iter().map(|stream| stream.next - stream.last - 1).collect();
         assert_eq!(ahead_by, [5; 3]);
+    }
+
+    /// What is fetched by guess for a reader of these spans, in order.
+    fn guessed(reads: impl Iterator<Item = usize>) -> (usize, usize) {
+        let (mut ahead, mut here) = (Ahead::new(8), std::collections::BTreeSet::new());
+        let (mut made, mut of_use) = (std::collections::BTreeSet::new(), 0);
+        for span in reads {
+            here.insert(span);
+            if made.remove(&span) {
+                of_use += 1;
+                ahead.was_read();
+            }
+            if let Some(guess) = ahead.guess(&touch(span), |span| span < SPANS && !here.contains(&span)) {
+                assert!(guess.abs_diff(span) == 1 && here.insert(guess));
+                made.insert(guess);
+                ahead.made(1);
+            }
+        }
+        (made.len(), of_use)
+    }
+
+    #[test]
+    fn guesses_go_on_only_while_they_are_good() {
+        // Everything is read, in no order.
+        let (wrong, right) = guessed((0..SPANS).map(|step| step * 77 % SPANS));
+        assert!(right >= SPANS / 3 && wrong == 0, "{right} right, {wrong} wrong");
+        // Nothing that is next to anything that is read.
+        let (wrong, right) = guessed((0..SPANS / 4).map(|step| step * 4));
+        assert_eq!((wrong, right), (TRIES as usize, 0));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 pub(crate) enum Demand {
     /// Somebody is blocked until the bytes are here.
     Read,
-    /// A recorded start-up trace names them. Nobody asks for this yet.
+    /// They belong to a program that starts: it, or (one day) a recorded trace says so.
     Trace,
     /// They are expected to be read next.
     ReadAhead,

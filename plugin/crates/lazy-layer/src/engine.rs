@@ -17,6 +17,8 @@ use crate::buffers::Buffers;
 use crate::layer::{Layer, LayerId};
 use crate::options::StoreOptions;
 use crate::pool::{Pool, Scratch};
+use crate::stack::Stack;
+use crate::start::Step;
 
 /// The fetch engine: one for each store, that is one for each daemon.
 #[derive(Debug)]
@@ -33,8 +35,14 @@ pub(crate) struct Engine {
     said_full: Mutex<Option<Instant>>,
 }
 
-/// Bytes of a layer's tar that were read, and had been fetched ahead.
-type Hint = (Arc<Layer>, Range<u64>);
+/// What the thread that reads ahead is told.
+#[derive(Debug)]
+enum Hint {
+    /// Bytes of a layer's tar were read, and had been fetched ahead.
+    Read(Arc<Layer>, Range<u64>),
+    /// A program that starts is followed.
+    Step(Step, Arc<Engine>),
+}
 
 impl Engine {
     pub(crate) fn start(
@@ -44,8 +52,11 @@ impl Engine {
     ) -> io::Result<Arc<Self>> {
         let (hints, given) = crossbeam_channel::bounded::<Hint>(options.max_ahead_queue);
         std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || {
-            for (layer, tar) in given {
-                layer.read_ahead(&tar);
+            for hint in given {
+                match hint {
+                    Hint::Read(layer, tar) => layer.read_ahead(&tar),
+                    Hint::Step(step, engine) => step.take(&engine),
+                }
             }
         })?;
         let engine = Arc::new(Self {
@@ -66,7 +77,33 @@ impl Engine {
 
     /// Tells of a read that was answered from what had been fetched ahead. Never waits; should too many come at once, some are not seen.
     pub(crate) fn hint(&self, layer: &Arc<Layer>, tar: Range<u64>) {
-        let _ = self.hints.try_send((Arc::clone(layer), tar));
+        let _ = self.hints.try_send(Hint::Read(Arc::clone(layer), tar));
+    }
+
+    /// Goes on following a program. Never waits; should too many be followed at once, some are lost.
+    pub(crate) fn step(self: &Arc<Self>, step: Step) {
+        let _ = self.hints.try_send(Hint::Step(step, Arc::clone(self)));
+    }
+
+    /// Bytes that begin at this place of the layer file were read, and look like the beginning of a program.
+    pub(crate) fn program_is_read(self: &Arc<Self>, layer: &Arc<Layer>, place: u64) {
+        if self.options.max_start_files > 0 {
+            self.step(Step::Program(Arc::clone(layer), place));
+        }
+    }
+
+    /// A container is about to start on these layers.
+    pub(crate) fn starts(self: &Arc<Self>, from_above: &[Arc<Layer>]) {
+        if self.options.max_start_files == 0 || from_above.is_empty() {
+            return;
+        }
+        let known = from_above.first().and_then(|layer| layer.stack());
+        let stack =
+            known.filter(|stack| stack.is_of(from_above)).unwrap_or_else(|| Arc::new(Stack::new(from_above)));
+        for layer in from_above {
+            layer.join(&stack);
+        }
+        self.step(Step::Image(stack));
     }
 
     /// An identity for a layer that is opened.

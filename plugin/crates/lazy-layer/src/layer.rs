@@ -2,6 +2,7 @@
 
 mod arrival;
 mod header_check;
+mod programs;
 mod slot;
 mod status;
 mod whole;
@@ -31,9 +32,12 @@ use crate::mapping::Mapping;
 use crate::options::StoreOptions;
 use crate::source::BlobSource;
 use crate::sources::{SourceId, Sources};
+use crate::stack::Stack;
+use crate::start::Followed;
 use crate::waiting::{PendingRead, Wanted};
 pub(crate) use arrival::Loose;
 use header_check::{HeaderState, HeaderStates};
+use programs::looks_like_program;
 use slot::Joined;
 pub(crate) use slot::Slot;
 pub(crate) use status::Counters;
@@ -74,6 +78,9 @@ pub struct Layer {
     slots: Vec<Slot>,
     sources: Sources,
     ahead: Mutex<Ahead>,
+    /// The newest image that it is part of.
+    stack: Mutex<Option<Arc<Stack>>>,
+    followed: Mutex<Followed>,
     engine: Arc<Engine>,
     counters: Counters,
     completeness: watch::Sender<Completeness>,
@@ -118,6 +125,8 @@ impl Layer {
             slots,
             sources: Sources::new(),
             ahead: Mutex::new(Ahead::new(engine.options.max_streams)),
+            stack: Mutex::default(),
+            followed: Mutex::default(),
             engine,
             counters: Counters::new(),
             completeness: watch::Sender::new(Completeness::Incomplete),
@@ -184,12 +193,12 @@ impl Layer {
                 self.notice(&wanted);
                 self.serve(&wanted, &[], reply);
             }
-            Ok(Some(wanted)) => self.wait(wanted, reply),
+            Ok(Some(wanted)) => self.wait(wanted, Demand::Read, reply),
         }
     }
 
     /// Which bytes a read of a file means; `None` if there are none.
-    fn wanted(&self, nid: Nid, offset: u64, len: u32) -> Result<Option<Wanted>, ReadError> {
+    pub(super) fn wanted(&self, nid: Nid, offset: u64, len: u32) -> Result<Option<Wanted>, ReadError> {
         let inode =
             self.image.inode(nid).map_err(|source| ReadError::Metadata { nid, source: Arc::new(source) })?;
         if inode.kind != Kind::Regular {
@@ -223,12 +232,12 @@ impl Layer {
     }
 
     /// A range of the layer file, counted from the beginning of the tar.
-    fn tar_of(&self, place: &Range<u64>) -> Option<Range<u64>> {
+    pub(super) fn tar_of(&self, place: &Range<u64>) -> Option<Range<u64>> {
         Some(place.start.checked_sub(self.tar_start)?..place.end.checked_sub(self.tar_start)?)
     }
 
     /// Whether an answer needs nothing from outside. Touches no lock.
-    fn can_serve(&self, wanted: &Wanted) -> bool {
+    pub(super) fn can_serve(&self, wanted: &Wanted) -> bool {
         let mut known = true;
         for header in self.headers_of(wanted) {
             match self.header_states.get(header) {
@@ -243,7 +252,7 @@ impl Layer {
     }
 
     /// Answers a read whose spans are all here, or among `loose`, on this thread.
-    pub(crate) fn serve(&self, wanted: &Wanted, loose: &[Loose], reply: Reply) {
+    pub(crate) fn serve(self: &Arc<Self>, wanted: &Wanted, loose: &[Loose], reply: Reply) {
         if self.whole.is_refused() {
             return reply(Err(ReadError::Refused));
         }
@@ -259,29 +268,39 @@ impl Layer {
         }
         let len = usize::try_from(wanted.place.end.saturating_sub(wanted.place.start)).unwrap_or(usize::MAX);
         self.engine.buffers.with(len, |buffer| match self.read_place(buffer, wanted.place.start, loose) {
-            Ok(()) => reply(Ok(buffer)),
+            Ok(()) => {
+                if !wanted.tar.is_empty() && looks_like_program(buffer) {
+                    self.engine.program_is_read(self, wanted.place.start);
+                }
+                reply(Ok(buffer));
+            }
             Err(error) => reply(Err(error)),
         });
     }
 
     /// Lets a read wait for the spans that it lacks, and has those fetched that nobody fetches.
-    fn wait(self: &Arc<Self>, wanted: Wanted, reply: Reply) {
-        self.counters.waits();
+    pub(super) fn wait(self: &Arc<Self>, wanted: Wanted, demand: Demand, reply: Reply) {
+        let is_read = demand == Demand::Read;
+        if is_read {
+            self.counters.waits();
+        }
         let options = &self.engine.options;
         let (needed, tar) = (self.needed(&wanted), wanted.tar.clone());
-        let read = PendingRead::new(Arc::clone(self), wanted, reply, options.read_deadline);
+        let read = PendingRead::new(Arc::clone(self), wanted, is_read, reply, options.read_deadline);
         let mut to_fetch = Vec::with_capacity(needed.len());
         for span in &needed {
             let Some(slot) = self.slots.get(*span) else { continue };
             read.joins();
             match slot.join(&read, options.max_waiters) {
                 Joined::Present => read.arrived(),
-                Joined::Waiting => to_fetch.push((*span, Demand::Read)),
+                Joined::Waiting => to_fetch.push((*span, demand)),
                 Joined::Full => read.fail(ReadError::Busy { span: self.number(*span) }),
             }
         }
-        if !tar.is_empty() {
-            self.take_ahead(&tar);
+        if is_read && !tar.is_empty() {
+            if self.take_ahead(&tar) {
+                self.ahead.lock().was_read();
+            }
             to_fetch.extend(self.expected(&tar, true));
         }
         self.engine.want(self, &to_fetch);
@@ -305,6 +324,7 @@ impl Layer {
 
     /// Fetches what is expected to be read after `tar`, which had been fetched ahead.
     pub(crate) fn read_ahead(self: &Arc<Self>, tar: &Range<u64>) {
+        self.ahead.lock().was_read();
         let expected = self.expected(tar, false);
         if !expected.is_empty() {
             self.engine.want(self, &expected);
@@ -322,13 +342,23 @@ impl Layer {
         let file = file.map(|bytes| (bytes.clone(), self.spans.covering(&bytes)));
         let touch = Touch { spans, missed, file };
         let len = |span: usize| self.spans.get(span).map(|row| row.compressed_len());
-        let ranges = self.ahead.lock().after(&touch, max, len);
-        let missing = ranges.into_iter().flatten().filter(|span| !self.has(*span));
-        missing.map(|span| (span, Demand::ReadAhead)).collect()
+        let is_missing = |span: usize| {
+            let slot = self.slots.get(span);
+            slot.is_some_and(|slot| !slot.is_present()) && !self.engine.is_wanted(self, span)
+        };
+        let mut ahead = self.ahead.lock();
+        let ranges = ahead.after(&touch, max, len);
+        let mut missing: Vec<usize> = ranges.into_iter().flatten().filter(|span| is_missing(*span)).collect();
+        if missing.is_empty() {
+            missing.extend(ahead.guess(&touch, is_missing));
+        }
+        ahead.made(missing.len());
+        drop(ahead);
+        missing.into_iter().map(|span| (span, Demand::ReadAhead)).collect()
     }
 
     /// The spans that an answer needs: those of the bytes, and those of the headers that were not compared yet. Ascending.
-    fn needed(&self, wanted: &Wanted) -> Vec<usize> {
+    pub(super) fn needed(&self, wanted: &Wanted) -> Vec<usize> {
         let mut spans: Vec<usize> = Vec::new();
         if !wanted.tar.is_empty() {
             spans.extend(self.spans.covering(&wanted.tar));

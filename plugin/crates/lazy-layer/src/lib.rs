@@ -15,7 +15,7 @@
 //!   tar headers in it count, it is recorded, and its waiters are answered.
 //! * A failure goes to those who wait and is not remembered, but for a short pause before the next try. A deadline ends every wait.
 //!
-//! What nobody asks for is fetched in the background.
+//! What nobody asks for is fetched in the background. What a program needs that starts is fetched ahead of it: [`LayerStore::starts`].
 //!
 //! # What holds
 //!
@@ -52,6 +52,7 @@ mod buffers;
 mod check;
 mod demand;
 mod disk;
+mod elf;
 mod engine;
 mod error;
 mod fill;
@@ -65,6 +66,8 @@ mod pool;
 mod shelf;
 mod source;
 mod sources;
+mod stack;
+mod start;
 mod store;
 mod toc;
 mod transfer;

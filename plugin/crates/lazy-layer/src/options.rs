@@ -60,6 +60,14 @@ pub struct StoreOptions {
     pub max_tail: u64,
     /// Diff IDs of one layer that are remembered until it is checked; an honest image has one. Default 16.
     pub max_claims: usize,
+    /// Files that a program that starts is followed to (its libraries, theirs, …), and that are fetched ahead of it; 0 for none. Default 256.
+    pub max_start_files: usize,
+    /// Bytes of the tar that are fetched because of one such program. Default 64 MiB.
+    pub max_start_bytes: u64,
+    /// Files of one layer that programs were followed to, remembered as long as it is open so that each is once; past that, none is followed. Default 4096.
+    pub max_followed: usize,
+    /// Files that nearly every start reads, by absolute path: fetched when an image's last layer is mounted.
+    pub start_files: Vec<String>,
     /// Fetching what nobody asked for.
     pub fill: FillOptions,
     /// A layer with a span (compressed or inflated) larger than this is refused: a span is inflated in memory. Default 256 MiB.
@@ -169,6 +177,10 @@ impl StoreOptions {
             max_rechecks: 2,
             max_tail: 64 << 20,
             max_claims: 16,
+            max_start_files: 256,
+            max_start_bytes: 64 << 20,
+            max_followed: 4096,
+            start_files: Vec::new(),
             fill: FillOptions::default(),
             max_span: 256 << 20,
             max_waiters: 4096,

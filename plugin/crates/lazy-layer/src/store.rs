@@ -122,6 +122,12 @@ impl LayerStore {
         self.shelf.remove_unused(keep)
     }
 
+    /// A container is about to start on these layers, the uppermost first: the files that nearly every start reads are fetched. From now on, what a
+    /// program needs that is read from one of them is looked for in all, and fetched ahead of it.
+    pub fn starts(&self, from_above: &[Arc<Layer>]) {
+        self.engine.starts(from_above);
+    }
+
     /// Bytes of disk that all layers take. Blocking.
     pub fn disk_use(&self) -> Result<u64, FileError> {
         shelf::disk_use(self.shelf.layers())

@@ -26,6 +26,8 @@ pub(crate) struct Wanted {
 /// One read and the spans it lacks. Whatever happens first answers it: the last span, a failure, the deadline.
 pub(crate) struct PendingRead {
     wanted: Wanted,
+    /// Somebody is blocked by it; otherwise it is our own curiosity.
+    blocks: bool,
     since: Instant,
     deadline: Instant,
     answered: AtomicBool,
@@ -43,10 +45,17 @@ struct Inner {
 }
 
 impl PendingRead {
-    pub(crate) fn new(layer: Arc<Layer>, wanted: Wanted, reply: Reply, deadline: Duration) -> Arc<Self> {
+    pub(crate) fn new(
+        layer: Arc<Layer>,
+        wanted: Wanted,
+        blocks: bool,
+        reply: Reply,
+        deadline: Duration,
+    ) -> Arc<Self> {
         let since = Instant::now();
         Arc::new(Self {
             wanted,
+            blocks,
             since,
             deadline: since + deadline,
             answered: AtomicBool::new(false),
@@ -118,7 +127,9 @@ impl PendingRead {
             timer.abort();
         }
         let reader = inner.reader.take();
-        if let Some((_, layer)) = &reader {
+        if let Some((_, layer)) = &reader
+            && self.blocks
+        {
             layer.counters().waited(self.since.elapsed());
         }
         reader

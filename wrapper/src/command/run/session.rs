@@ -95,6 +95,9 @@ impl<'a> Session<'a> {
         let spec = match source {
             Source::SpecFile(path) => read_spec(path)?,
             _ => {
+                if let Some(image) = &image {
+                    begin_to_read(image, &request, &rootfs);
+                }
                 let user = self.user(source, image.as_ref(), &rootfs).await?;
                 let namespace = self.context.namespace().as_str();
                 let config = image.as_ref().map(|image| &image.config);
@@ -279,6 +282,14 @@ impl<'a> Session<'a> {
         self.end_lease().await;
         Ok(outcome?)
     }
+}
+
+/// The program will be read as soon as the container is there: its bytes can be on their way by then.
+fn begin_to_read(image: &RunImage, request: &Request, rootfs: &[Mount]) {
+    let Some((program, path)) = spec::program(&image.config, request) else { return };
+    let mounts = rootfs.to_vec();
+    // Nobody waits for it.
+    drop(tokio::task::spawn_blocking(move || rootfs::begin_to_read(&mounts, &program, &path)));
 }
 
 /// Waits, unless somebody wants us to end.

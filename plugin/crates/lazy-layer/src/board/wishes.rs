@@ -43,6 +43,11 @@ impl Engine {
         });
     }
 
+    /// Whether a span is on its way, or wished for.
+    pub(crate) fn is_wanted(&self, layer: &Layer, span: usize) -> bool {
+        self.board.inner.lock().wish(layer.id(), span).is_some()
+    }
+
     /// A layer has another set of sources.
     pub(crate) fn sources_changed(self: &Arc<Self>, layer: &Arc<Layer>) {
         self.on_board(|board, now, out| {
@@ -58,6 +63,7 @@ impl Engine {
                 wish.not_before = None;
                 if gone && wish.demand != Demand::Read && matches!(wish.phase, Phase::Queued) {
                     board.forget(layer.id(), span);
+                    out.fail(layer, span, ReadError::NoSource { span: layer.number(span) });
                 }
             }
             out.open_gate = true;
@@ -129,6 +135,9 @@ impl Inner {
         }
         let not_before = slot.not_before().filter(|at| *at > now);
         if demand != Demand::Read && (not_before.is_some() || layer.sources().is_empty()) {
+            if demand == Demand::Trace {
+                out.fail(layer, span, ReadError::NoSource { span: layer.number(span) });
+            }
             return;
         }
         let phase = if slot.state() == State::Suspect { Phase::Rechecking } else { Phase::Queued };

@@ -21,7 +21,7 @@ pub struct LayerStatus {
     pub spans_present: u32,
     /// Compressed bytes fetched because a read waited for them, since the layer was opened; as the next three.
     pub fetched_on_demand: u64,
-    /// Because a recorded start-up trace names them.
+    /// Because a program that was started needs them.
     pub fetched_by_trace: u64,
     /// Because they were expected to be read next.
     pub fetched_by_read_ahead: u64,

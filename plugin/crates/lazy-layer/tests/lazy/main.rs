@@ -17,6 +17,7 @@ mod forged;
 mod golden;
 mod making;
 mod power;
+mod programs;
 mod reads;
 mod room;
 mod script;

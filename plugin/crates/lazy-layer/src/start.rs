@@ -1,0 +1,211 @@
+//! What a program that starts is going to read.
+//!
+//! A program says itself what it needs: a script its interpreter, a binary the program that loads it and its libraries, each of these its own. The
+//! loader finds that out one file after another, and each file not here costs a round trip. So when the beginning of such a file is read, the same is found
+//! out ahead of the loader, from the layers of the image together, and all of it is asked for at once. The same is done with the files that nearly
+//! every start reads ([`crate::StoreOptions::start_files`]) when an image is mounted.
+//!
+//! It is a guess, and bounded: a program is followed to so many files and bytes; what is read meanwhile goes first.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use erofs_image::{Kind, Nid};
+
+use crate::elf::{self, Dynamic, Elf};
+use crate::engine::Engine;
+use crate::layer::Layer;
+use crate::stack::{Found, Stack};
+
+/// A file of up to so many bytes is asked for as a whole: it is hardly more than a span, and most of it will be read.
+const WHOLE: u64 = 4 << 20;
+/// Of a larger one, no part that is longer.
+const PART: u64 = 4 << 20;
+/// Where `env` looks, and a shell.
+const PATH: [&[u8]; 6] =
+    [b"/usr/local/sbin", b"/usr/local/bin", b"/usr/sbin", b"/usr/bin", b"/sbin", b"/bin"];
+
+/// Programs followed from one beginning.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    stack: Arc<Stack>,
+    /// How many more files and bytes.
+    files: AtomicUsize,
+    bytes: AtomicU64,
+}
+
+/// Something that came, and what to do with it. Done by the thread that reads ahead.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// An image is mounted.
+    Image(Arc<Stack>),
+    /// The beginning of a file was read, at this place of the layer file, and looks like a program.
+    Program(Arc<Layer>, u64),
+    /// The first bytes of a file.
+    Head(Arc<Walk>, Found, Vec<u8>),
+    /// Its dynamic section.
+    Dynamic(Arc<Walk>, Found, Elf, Vec<u8>),
+    /// Its names.
+    Names(Arc<Walk>, Found, Elf, Dynamic, Vec<u8>),
+    /// The path of what loads it.
+    Interpreter(Arc<Walk>, Vec<u8>),
+}
+
+impl Step {
+    pub(crate) fn take(self, engine: &Arc<Engine>) {
+        match self {
+            Step::Image(stack) => {
+                let walk = Walk::new(engine, stack);
+                for path in &engine.options.start_files {
+                    walk.visit_path(&[], path.as_bytes());
+                }
+            }
+            Step::Program(layer, place) => {
+                let Some((nid, stack)) = layer.file_at(place).zip(layer.stack()) else { return };
+                let Ok(inode) = layer.image().inode(nid) else { return };
+                Walk::new(engine, stack).visit(Found { layer, inode, directory: None });
+            }
+            Step::Head(walk, found, head) => walk.head(found, &head),
+            Step::Dynamic(walk, found, elf, section) => {
+                let Some(dynamic) = elf.dynamic(&section) else { return };
+                let range = dynamic.names.clone();
+                let next = {
+                    let found = found.clone();
+                    |names: &[u8]| Step::Names(walk, found, elf, dynamic, names.to_vec())
+                };
+                when_here(&found, &range, next);
+            }
+            Step::Names(walk, found, elf, dynamic, names) => walk.libraries(&found, &elf, &dynamic, &names),
+            Step::Interpreter(walk, path) => {
+                let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
+                walk.visit_path(&[], path);
+            }
+        }
+    }
+}
+
+impl Walk {
+    fn new(engine: &Engine, stack: Arc<Stack>) -> Arc<Self> {
+        let (files, bytes) = (engine.options.max_start_files, engine.options.max_start_bytes);
+        Arc::new(Self { stack, files: AtomicUsize::new(files), bytes: AtomicU64::new(bytes) })
+    }
+
+    fn visit_path(self: &Arc<Self>, from: &[Vec<u8>], path: &[u8]) -> bool {
+        let found = self.stack.file(from, path);
+        let is_there = found.is_some();
+        if let Some(found) = found {
+            self.visit(found);
+        }
+        is_there
+    }
+
+    /// Asks for a file, and looks into it.
+    fn visit(self: &Arc<Self>, found: Found) {
+        if found.inode.kind != Kind::Regular || !found.layer.is_news(found.inode.nid) {
+            return;
+        }
+        let one_less = |left: usize| left.checked_sub(1);
+        if self.files.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err() {
+            return;
+        }
+        if found.inode.size <= WHOLE {
+            self.ask(&found, &(0..found.inode.size));
+        }
+        let walk = Arc::clone(self);
+        let again = found.clone();
+        when_here(&found, &(0..u64::from(elf::HEAD)), |head| Step::Head(walk, again, head.to_vec()));
+    }
+
+    fn head(self: &Arc<Self>, found: Found, head: &[u8]) {
+        if let Some((interpreter, argument)) = elf::script(head) {
+            self.visit_path(&[], interpreter);
+            if interpreter.ends_with(b"/env")
+                && let Some(program) = argument
+            {
+                let _ = PATH.iter().any(|directory| self.visit_path(&[], &joined(directory, program)));
+            }
+            return;
+        }
+        let Some(elf) = Elf::parse(head) else { return };
+        if found.inode.size > WHOLE {
+            for part in elf.read_at_start() {
+                self.ask(&found, &(part.start..part.end.min(part.start.saturating_add(PART))));
+            }
+        }
+        if let Some(range) = &elf.interpreter {
+            let walk = Arc::clone(self);
+            when_here(&found, range, |path| Step::Interpreter(walk, path.to_vec()));
+        }
+        if let Some(range) = elf.dynamic.clone() {
+            let (walk, again) = (Arc::clone(self), found.clone());
+            when_here(&found, &range, |section| Step::Dynamic(walk, again, elf, section.to_vec()));
+        }
+    }
+
+    /// Looks for libraries where the loader would, but for its configuration file.
+    fn libraries(self: &Arc<Self>, found: &Found, elf: &Elf, dynamic: &Dynamic, names: &[u8]) {
+        let run_path = dynamic.run_path.and_then(|at| elf::name(names, at)).unwrap_or_default();
+        for library in dynamic.needed.iter().filter_map(|at| elf::name(names, *at)) {
+            if library.contains(&b'/') {
+                self.visit_path(&[], library);
+                continue;
+            }
+            let own = run_path.split(|byte| *byte == b':').filter(|path| !path.is_empty());
+            let in_own = own.into_iter().any(|directory| {
+                let origin =
+                    directory.strip_prefix(b"$ORIGIN").or_else(|| directory.strip_prefix(b"${ORIGIN}"));
+                match (origin, &found.directory) {
+                    (None, _) => self.visit_path(&[], &joined(directory, library)),
+                    (Some(rest), Some(from)) => {
+                        let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+                        self.visit_path(from, &relative(rest, library))
+                    }
+                    (Some(_), None) => false,
+                }
+            });
+            if !in_own {
+                let _ = elf
+                    .directories()
+                    .any(|directory| self.visit_path(&[], &joined(directory.as_bytes(), library)));
+            }
+        }
+    }
+
+    /// Has a part of a file fetched.
+    fn ask(&self, found: &Found, range: &Range<u64>) {
+        let range = range.start..range.end.min(found.inode.size);
+        let bytes = range.end.saturating_sub(range.start);
+        let less = |left: u64| left.checked_sub(bytes);
+        if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+            found.layer.fetch_soon(&found.inode, &range);
+        }
+    }
+}
+
+/// Goes on when these bytes of a file are here.
+fn when_here(found: &Found, range: &Range<u64>, next: impl FnOnce(&[u8]) -> Step + Send + 'static) {
+    let range = range.start..range.end.min(found.inode.size);
+    let Ok(len) = u32::try_from(range.end.saturating_sub(range.start)) else { return };
+    found.layer.when_here(found.inode.nid, range.start, len, next);
+}
+
+fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    [directory, b"/", name].concat()
+}
+
+/// As [`joined`], for a directory that may be empty and is not to become the root.
+fn relative(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { joined(directory, name) }
+}
+
+/// Files that a layer's programs were followed to, so that each is once. A few kilobytes.
+#[derive(Debug, Default)]
+pub(crate) struct Followed(std::collections::HashSet<Nid>);
+
+impl Followed {
+    /// Whether this file was not followed before; with `max` remembered, none is any more.
+    pub(crate) fn is_news(&mut self, nid: Nid, max: usize) -> bool {
+        self.0.len() < max && self.0.insert(nid)
+    }
+}

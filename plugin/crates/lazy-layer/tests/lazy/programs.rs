@@ -1,0 +1,167 @@
+//! What a program needs comes ahead of it. The program is one of this machine, and `ldd` says what it needs.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lazy_layer::BlobSource;
+
+use crate::bed::{Bed, Fault, PATIENCE, Source, ask, asked_for, nid, spans_of};
+use crate::making::{Made, Random, Shape, append};
+
+const SPAN: u64 = 64 << 10;
+const PROGRAM: &str = "/bin/ls";
+
+/// Libraries of the program as `ldd` prints them: the name that is asked for, and the file.
+fn libraries() -> Vec<String> {
+    let out = Command::new("ldd").arg(PROGRAM).output().unwrap();
+    assert!(out.status.success());
+    let text = String::from_utf8(out.stdout).unwrap();
+    let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
+    paths.map(|path| path.trim_start_matches('/').to_owned()).collect()
+}
+
+fn link(tar: &mut tar::Builder<Vec<u8>>, name: &str, target: &str) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    tar.append_link(&mut header, name, target).unwrap();
+}
+
+/// A layer with these files, so much noise between them that no two are in one span, and links.
+fn layer(random: &mut Random, files: &[(&str, Vec<u8>)], links: &[(&str, &str)]) -> Made {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, target) in links {
+        link(&mut tar, name, target);
+    }
+    for (number, (name, content)) in files.iter().enumerate() {
+        append(&mut tar, &format!("noise/{number}"), 0o644, &random.bytes(4 * SPAN as usize));
+        append(&mut tar, name, 0o755, content);
+    }
+    append(&mut tar, "noise/last", 0o644, &random.bytes(4 * SPAN as usize));
+    let files = files.iter().map(|(name, content)| ((*name).to_owned(), content.clone())).collect();
+    Made::of_tar(tar.into_inner().unwrap(), files, Shape::Gzip, SPAN)
+}
+
+/// The spans that were asked for.
+fn asked(made: &Made, source: &Source) -> BTreeSet<u32> {
+    let counts = asked_for(made, source);
+    (0u32..).zip(counts).filter(|(_, count)| *count > 0).map(|(span, _)| span).collect()
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn libraries_come_ahead_of_the_program() {
+    let mut random = Random::seeded("libraries_come_ahead_of_the_program");
+    let libraries = libraries();
+    assert!(libraries.len() > 1, "{libraries:?}");
+    // As in most images: directories merged below usr, libraries by way of links.
+    let below_usr =
+        |path: &str| if path.starts_with("usr/") { path.to_owned() } else { format!("usr/{path}") };
+    let names: Vec<String> = libraries.iter().map(|path| format!("{}-1.2.3", below_usr(path))).collect();
+    let targets: Vec<String> = names.iter().map(|name| name.rsplit('/').next().unwrap().to_owned()).collect();
+    let links: Vec<String> = libraries.iter().map(|path| below_usr(path)).collect();
+    let mut all_links: Vec<(&str, &str)> = vec![("lib", "usr/lib"), ("lib64", "/usr/lib64")];
+    all_links.extend(links.iter().zip(&targets).map(|(link, target)| (link.as_str(), target.as_str())));
+    let contents = libraries.iter().map(|path| std::fs::read(format!("/{path}")).unwrap());
+    let files: Vec<(&str, Vec<u8>)> = names.iter().map(String::as_str).zip(contents).collect();
+    let lower = layer(&mut random, &files, &all_links);
+    let upper = layer(&mut random, &[("usr/bin/program", std::fs::read(PROGRAM).unwrap())], &[]);
+
+    let bed = Bed::new();
+    let (below, below_source, _below) = bed.lazy(&lower);
+    let (above, _, _above) = bed.lazy(&upper);
+    bed.store.starts(&[Arc::clone(&above), Arc::clone(&below)]);
+    assert!(below_source.asked.lock().is_empty());
+    ask(&above, nid(&above, "usr/bin/program"), 0, 4096).wait().unwrap();
+
+    let needed: BTreeSet<u32> = names.iter().flat_map(|name| spans_of(&lower, name)).collect();
+    wait_until("a library was not asked for", || needed.is_subset(&asked(&lower, &below_source)));
+    for name in &names {
+        let content = crate::bed::read(&below, name).unwrap();
+        assert_eq!(
+            content,
+            std::fs::read(format!("/{}", libraries[names.iter().position(|n| n == name).unwrap()])).unwrap()
+        );
+    }
+    // A header may be in the span before its file.
+    let around = needed.iter().flat_map(|span| [span.saturating_sub(1), *span]).collect();
+    assert!(asked(&lower, &below_source).is_subset(&around), "noise was asked for");
+    assert_eq!(below.status().fetched_on_demand, 0);
+}
+
+#[test]
+fn what_every_start_reads_comes_first() {
+    let mut random = Random::seeded("what_every_start_reads_comes_first");
+    let file = |random: &mut Random| random.bytes(10_000);
+    let (a, b, c, d) = (file(&mut random), file(&mut random), file(&mut random), file(&mut random));
+    let lower = layer(
+        &mut random,
+        &[("etc/passwd", a), ("etc/hidden", b), ("opaque/below", c), ("etc/other", d)],
+        &[("link", "/etc")],
+    );
+    let hidden = [("etc/.wh.hidden", Vec::new()), ("opaque/.wh..wh..opq", Vec::new())];
+    let upper = layer(&mut random, &hidden, &[]);
+    let bed = Bed::with(|options| {
+        let files = ["/link/../link/passwd", "/etc/hidden", "/opaque/below", "/not/there", "/etc"];
+        options.start_files = files.map(str::to_owned).to_vec();
+    });
+    let (below, source, _below) = bed.lazy(&lower);
+    let (above, _, _above) = bed.lazy(&upper);
+    bed.store.starts(&[above, Arc::clone(&below)]);
+    let needed: BTreeSet<u32> = spans_of(&lower, "etc/passwd").collect();
+    wait_until("it was not asked for", || needed.is_subset(&asked(&lower, &source)));
+    // Those behind it were looked for by the same thread, in turn: once more, and all are done.
+    bed.store.starts(&[Arc::clone(&below)]);
+    let visible: BTreeSet<u32> = spans_of(&lower, "etc/hidden").collect();
+    wait_until("alone, the layer hides nothing", || visible.is_subset(&asked(&lower, &source)));
+    let other: BTreeSet<u32> = spans_of(&lower, "etc/other").collect();
+    assert!(other.is_disjoint(&asked(&lower, &source)));
+}
+
+#[test]
+fn hidden_files_are_not_fetched() {
+    let mut random = Random::seeded("hidden_files_are_not_fetched");
+    let (a, b, c) = (random.bytes(10_000), random.bytes(10_000), random.bytes(10_000));
+    let lower = layer(&mut random, &[("etc/hidden", a), ("opaque/below", b), ("etc/passwd", c)], &[]);
+    let hidden = [("etc/.wh.hidden", Vec::new()), ("opaque/.wh..wh..opq", Vec::new())];
+    let upper = layer(&mut random, &hidden, &[]);
+    let bed = Bed::with(|options| {
+        // The last is asked for after the others were looked for.
+        options.start_files = ["/etc/hidden", "/opaque/below", "/etc/passwd"].map(str::to_owned).to_vec();
+    });
+    let (below, source, _below) = bed.lazy(&lower);
+    let (above, _, _above) = bed.lazy(&upper);
+    bed.store.starts(&[above, below]);
+    let needed: BTreeSet<u32> = spans_of(&lower, "etc/passwd").collect();
+    wait_until("it was not asked for", || needed.is_subset(&asked(&lower, &source)));
+    for name in ["etc/hidden", "opaque/below"] {
+        let spans: BTreeSet<u32> = spans_of(&lower, name).collect();
+        assert!(spans.is_disjoint(&asked(&lower, &source)), "{name} is not seen in the container");
+    }
+}
+
+#[test]
+fn who_is_followed_keeps_no_layer_open() {
+    let mut random = Random::seeded("who_is_followed_keeps_no_layer_open");
+    let content = random.bytes(10_000);
+    let made = layer(&mut random, &[("etc/passwd", content)], &[]);
+    let bed = Bed::with(|options| options.start_files = vec!["/etc/passwd".to_owned()]);
+    let layer = bed.create(&made);
+    let source = Source::with(&made.blob, Fault::Hang);
+    let attachment = layer.attach(Arc::clone(&source) as Arc<dyn BlobSource>);
+    bed.store.starts(&[Arc::clone(&layer)]);
+    wait_until("it was not asked for", || !source.asked.lock().is_empty());
+    drop(attachment);
+    drop(layer);
+    // Would wait in vain.
+    bed.restart();
+}
