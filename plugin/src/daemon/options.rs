@@ -35,6 +35,7 @@ pub(super) fn layer_options(root: &Path, config: &Config) -> StoreOptions {
     options.max_streams = count(limits.read_ahead_streams);
     options.max_ahead_queue = count(limits.read_ahead_queue);
     options.max_ahead_while_waiting = bytes(&limits.ahead_while_waiting_bytes);
+    options.max_guesses = count(limits.guesses) as u64;
     options.max_start_files = count(limits.start_files);
     options.max_start_bytes = bytes(&limits.start_bytes);
     options.max_followed = count(limits.followed_files);

@@ -40,9 +40,6 @@ struct Guesses {
     read: u64,
 }
 
-/// Guesses that may be wrong before any was right.
-const TRIES: u64 = 4;
-
 #[derive(Clone, Copy, Debug)]
 struct Stream {
     /// The furthest span that was read.
@@ -125,9 +122,15 @@ impl Ahead {
         ask
     }
 
-    /// A neighbour of what was read that should be fetched, too, if guesses have been good. `is_missing` tells whether a span is not here.
-    pub(crate) fn guess(&self, touch: &Touch, is_missing: impl Fn(usize) -> bool) -> Option<usize> {
-        if self.guesses.made >= self.guesses.read.saturating_mul(2).saturating_add(TRIES) {
+    /// A neighbour of what was read that should be fetched, too, if guesses have been good: `tries` may be wrong before any was right, 0 for none at all. `is_missing` tells whether a
+    /// span is not here.
+    pub(crate) fn guess(
+        &self,
+        touch: &Touch,
+        tries: u64,
+        is_missing: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        if tries == 0 || self.guesses.made >= self.guesses.read.saturating_mul(2).saturating_add(tries) {
             return None;
         }
         let behind = touch.spans.end().checked_add(1);
@@ -230,6 +233,8 @@ mod tests {
         assert_eq!(ahead_by, [5; 3]);
     }
 
+    const TRIES: u64 = 4;
+
     /// What is fetched by guess for a reader of these spans, in order.
     fn guessed(reads: impl Iterator<Item = usize>) -> (usize, usize) {
         let (mut ahead, mut here) = (Ahead::new(8), std::collections::BTreeSet::new());
@@ -240,7 +245,9 @@ mod tests {
                 of_use += 1;
                 ahead.was_read();
             }
-            if let Some(guess) = ahead.guess(&touch(span), |span| span < SPANS && !here.contains(&span)) {
+            if let Some(guess) =
+                ahead.guess(&touch(span), TRIES, |span| span < SPANS && !here.contains(&span))
+            {
                 assert!(guess.abs_diff(span) == 1 && here.insert(guess));
                 made.insert(guess);
                 ahead.made(1);

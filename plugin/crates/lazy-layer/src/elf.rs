@@ -7,8 +7,12 @@ use std::ops::Range;
 pub(crate) const HEAD: u32 = 4096;
 /// Largest dynamic section that is read, bytes.
 const MAX_DYNAMIC: u64 = 64 << 10;
-/// Largest table of names that is read, bytes.
-const MAX_NAMES: u64 = 4 << 20;
+/// Of the table of names, no more than this is read, bytes: what lies between the names that count.
+const MAX_NAMES: u64 = 512 << 10;
+/// Longest of these names, bytes.
+const MAX_NAME: u64 = 4096;
+/// Libraries of one file that are looked for.
+const MAX_NEEDED: usize = 256;
 
 const MAGIC: &[u8] = b"\x7fELF\x02\x01";
 const PROGRAM_HEADER: usize = 56;
@@ -33,9 +37,9 @@ struct Load {
 /// What the dynamic section says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dynamic {
-    /// The table of names, in the file.
+    /// The part of the table of names that has those below, in the file.
     pub(crate) names: Range<u64>,
-    /// Places in it: libraries.
+    /// Places in that part: libraries.
     pub(crate) needed: Vec<u64>,
     /// Where to look for them first, between colons.
     pub(crate) run_path: Option<u64>,
@@ -108,7 +112,7 @@ impl Elf {
             let (tag, value) = (u64_at(entry, 0)?, u64_at(entry, 8)?);
             match tag {
                 0 => break,
-                1 => needed.push(value),
+                1 if needed.len() < MAX_NEEDED => needed.push(value),
                 5 => names = Some(value),
                 10 => size = Some(value),
                 15 if run_path.is_none() => run_path = Some(value),
@@ -116,9 +120,17 @@ impl Elf {
                 _ => {}
             }
         }
-        let size = size?.min(MAX_NAMES);
+        let first = needed.iter().chain(&run_path).min().copied()?;
+        let last = needed.iter().chain(&run_path).max().copied()?;
+        let end = last.saturating_add(MAX_NAME).min(size?).min(first.saturating_add(MAX_NAMES));
         let start = self.place(names?)?;
-        Some(Dynamic { names: start..start.checked_add(size)?, needed, run_path })
+        let names = start.checked_add(first)?..start.checked_add(end)?;
+        let moved = |at: u64| at.saturating_sub(first);
+        Some(Dynamic {
+            names,
+            needed: needed.into_iter().map(moved).collect(),
+            run_path: run_path.map(moved),
+        })
     }
 
     /// Where in the file an address is.

@@ -41,7 +41,7 @@ enum Hint {
     /// Bytes of a layer's tar were read, and had been fetched ahead.
     Read(Arc<Layer>, Range<u64>),
     /// A program that starts is followed.
-    Step(Step, Arc<Engine>),
+    Step(Box<Step>, Arc<Engine>),
 }
 
 impl Engine {
@@ -82,7 +82,7 @@ impl Engine {
 
     /// Goes on following a program. Never waits; should too many be followed at once, some are lost.
     pub(crate) fn step(self: &Arc<Self>, step: Step) {
-        let _ = self.hints.try_send(Hint::Step(step, Arc::clone(self)));
+        let _ = self.hints.try_send(Hint::Step(Box::new(step), Arc::clone(self)));
     }
 
     /// Bytes that begin at this place of the layer file were read, and look like the beginning of a program.

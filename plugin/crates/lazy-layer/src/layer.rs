@@ -350,7 +350,7 @@ impl Layer {
         let ranges = ahead.after(&touch, max, len);
         let mut missing: Vec<usize> = ranges.into_iter().flatten().filter(|span| is_missing(*span)).collect();
         if missing.is_empty() {
-            missing.extend(ahead.guess(&touch, is_missing));
+            missing.extend(ahead.guess(&touch, self.engine.options.max_guesses, is_missing));
         }
         ahead.made(missing.len());
         drop(ahead);

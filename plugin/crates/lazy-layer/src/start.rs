@@ -22,6 +22,8 @@ use crate::stack::{Found, Stack};
 const WHOLE: u64 = 4 << 20;
 /// Of a larger one, no part that is longer.
 const PART: u64 = 4 << 20;
+/// Directories of its own that a file is looked for in.
+const MAX_RUN_PATH: usize = 16;
 /// Where `env` looks, and a shell.
 const PATH: [&[u8]; 6] =
     [b"/usr/local/sbin", b"/usr/local/bin", b"/usr/sbin", b"/usr/bin", b"/sbin", b"/bin"];
@@ -151,7 +153,7 @@ impl Walk {
                 self.visit_path(&[], library);
                 continue;
             }
-            let own = run_path.split(|byte| *byte == b':').filter(|path| !path.is_empty());
+            let own = run_path.split(|byte| *byte == b':').filter(|path| !path.is_empty()).take(MAX_RUN_PATH);
             let in_own = own.into_iter().any(|directory| {
                 let origin =
                     directory.strip_prefix(b"$ORIGIN").or_else(|| directory.strip_prefix(b"${ORIGIN}"));

@@ -63,7 +63,9 @@ impl Engine {
                 wish.not_before = None;
                 if gone && wish.demand != Demand::Read && matches!(wish.phase, Phase::Queued) {
                     board.forget(layer.id(), span);
-                    out.fail(layer, span, ReadError::NoSource { span: layer.number(span) });
+                    if layer.slot(span).is_some_and(crate::layer::Slot::is_awaited) {
+                        out.fail(layer, span, ReadError::NoSource { span: layer.number(span) });
+                    }
                 }
             }
             out.open_gate = true;
@@ -134,10 +136,13 @@ impl Inner {
             return out.fail(layer, span, error);
         }
         let not_before = slot.not_before().filter(|at| *at > now);
-        if demand != Demand::Read && (not_before.is_some() || layer.sources().is_empty()) {
-            if demand == Demand::Trace {
+        if demand != Demand::Read && layer.sources().is_empty() {
+            if slot.is_awaited() {
                 out.fail(layer, span, ReadError::NoSource { span: layer.number(span) });
             }
+            return;
+        }
+        if demand > Demand::Trace && not_before.is_some() {
             return;
         }
         let phase = if slot.state() == State::Suspect { Phase::Rechecking } else { Phase::Queued };

@@ -151,6 +151,7 @@ impl Bed {
         options.max_backoff = Duration::from_millis(200);
         // Tests of these turn them on.
         options.max_read_ahead = 0;
+        options.max_guesses = 0;
         options.fill.disable = true;
         change(&mut options);
         let store = LayerStore::open(options, runtime.handle().clone()).unwrap();

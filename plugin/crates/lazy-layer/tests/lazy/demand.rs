@@ -87,6 +87,26 @@ fn a_reader_is_answered_when_its_span_has_come() {
 }
 
 #[test]
+fn a_neighbour_is_guessed_behind_a_read() {
+    let made = large();
+    let (_bed, layer, script, _attachment) = scripted(&made, |options| {
+        options.max_read_ahead = 4 << 20;
+        options.max_guesses = 1;
+    });
+    let asked = ask_span(&layer, 10);
+    let request = script.nth(0);
+    assert_eq!(request.range, bytes_of(10).start..bytes_of(11).end);
+    request.serve();
+    check(&made, 10, asked);
+    // It was not of use so far.
+    let asked = ask_span(&layer, 20);
+    let request = script.nth(1);
+    assert_eq!(request.range, bytes_of(20));
+    request.serve();
+    check(&made, 20, asked);
+}
+
+#[test]
 fn what_somebody_waits_for_comes_alone_and_everything_else_stands_still() {
     let made = large();
     let (_bed, layer, script, _attachment) = scripted(&made, |options| {
