@@ -76,7 +76,9 @@ user=$registry_user:$registry_password
 typed export "CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS" "CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE"
 
 heading "3. An image of RabbitMQ from Debian's packages"
+making=$cache
 rabbitmq_archive "$cache" "$rabbitmq_name"
+making=''
 run ctr image import --no-unpack "$archive"
 rabbitmq_ports
 
@@ -117,7 +119,7 @@ Still running. To play with it:
   export PATH=$binaries:\$PATH CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE
   soci image rpull --user $user $reference
   mount | grep fuse.rawBridge
-  soci run --rm --snapshotter soci --net-host ${ports[*]} $reference rabbitmq
+  soci run --rm --snapshotter soci --net-host ${ports[*]}${ports[*]:+ }$reference rabbitmq
   tail -f $scratch/soci-snapshotter-grpc.log
 To end it:
   scripts/quickstart.sh --stop $scratch

@@ -5,6 +5,7 @@
 
 scratch='' namespace='' keep=${keep:-}
 declare -A pid_of=()       # name -> process
+making=''                # folder outside the scratch folder in which an image is being made: the half of it goes, too
 declare -a made_before=()  # folders outside the scratch folder that containerd makes and that were not there
 
 # open_scratch NAME: make the folder, and clean up from now on.
@@ -71,15 +72,27 @@ processes_below() {
     done
 }
 
+# end_unserved: where the daemon is gone, readers of its mounts wait for the next one for as long as a keeper has their devices; from now on they get
+# an error.
+end_unserved() {
+    local pid
+    ! kill -0 "${pid_of[soci-snapshotter-grpc]:-none}" 2>/dev/null || return 0
+    # It runs as /proc/self/exe.
+    for pid in $(processes_below exe); do kill -KILL "$pid" 2>/dev/null; done
+}
+
 # end_containers: tasks, containers and what their shims left, also when containerd no longer answers.
 end_containers() {
     local id pid address
     if [[ -S $scratch/containerd/containerd.sock && -n ${pid_of[containerd]:-} ]]; then
-        local -a ctr=(timeout 10 ctr -a "$scratch/containerd/containerd.sock" -n "$namespace")
+        local -a ctr=(timeout -s KILL 10 ctr -a "$scratch/containerd/containerd.sock" -n "$namespace")
         for id in $("${ctr[@]}" task ls -q 2>/dev/null); do "${ctr[@]}" task rm -f "$id" >/dev/null 2>&1; done
     fi
     local -a addresses=()
-    while read -r address; do addresses+=("$(<"$address")"); done < <(find "$scratch" -xdev -path '*/io.containerd.runtime.v2.task/*/address' 2>/dev/null)
+    # By their names alone: looking for them would ask mounts that may not answer.
+    for address in "$scratch"/containerd/*/io.containerd.runtime.v2.task/*/*/address; do
+        [[ ! -f $address ]] || addresses+=("$(<"$address")")
+    done
     for pid in $(processes_below containerd-shim); do
         # The container first, then its shim.
         # shellcheck disable=SC2046 # one word for each process
@@ -95,7 +108,8 @@ unmount_all() {
     losetup -nO NAME,BACK-FILE 2>/dev/null | awk -v s="$scratch/" 'index($0, s) { print $1 }' |
         while read -r device; do losetup -d "$device" 2>/dev/null || true; done
     mounts_below | while read -r target; do
-        timeout 5 umount -- "$target" 2>/dev/null && continue
+        # SIGTERM is ignored by now, here and in what is started from here.
+        timeout -s KILL 5 umount -- "$target" 2>/dev/null && continue
         device=$(awk -v t="$target" '$5 == t && / fuse/ { split($3, d, ":"); print d[2] }' /proc/self/mountinfo | tail -n 1)
         [[ -z $device || ! -e /sys/fs/fuse/connections/$device/abort ]] ||
             echo 1 >"/sys/fs/fuse/connections/$device/abort" 2>/dev/null || true
@@ -117,6 +131,7 @@ close_scratch() {
     say 'cleaning up'
     end_long_running
     allow_services
+    end_unserved
     end_containers
     stop containerd TERM
     stop soci-snapshotter-grpc INT
@@ -126,6 +141,7 @@ close_scratch() {
     for folder in /sys/fs/cgroup/*/"$namespace"* "/sys/fs/cgroup/$namespace"*; do
         [[ ! -d $folder ]] || find "$folder" -depth -type d -exec rmdir {} + 2>/dev/null
     done
+    [[ -z $making ]] || rm -rf --one-file-system -- "$making"/rootfs "$making"/*.tar.{layout,new}
     [[ -z $(mounts_below) ]] && rm -rf --one-file-system -- "$scratch"
     for folder in "${made_before[@]}"; do [[ ! -d $folder ]] || rmdir -- "$folder" 2>/dev/null; done
     [[ ! -e $scratch ]] || say "could not remove $scratch"
