@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use containerd_client::types::Mount;
@@ -66,15 +66,10 @@ pub(crate) fn begin_to_read(mounts: &[Mount], program: &str, path: &str) {
     let directories: Vec<&str> = if program.contains('/') { vec![""] } else { path.split(':').collect() };
     for directory in directories {
         for layer in &layers {
-            let (flags, below) = (OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, ResolveFlags::IN_ROOT);
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let Ok(root) = rustix::fs::open(*layer, flags, Mode::empty()) else { continue };
-            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            let file = format!("{directory}/{program}");
-            let Ok(opened) = rustix::fs::openat2(&root, file, flags, Mode::empty(), below) else { continue };
-            let is_file = rustix::fs::fstat(&opened)
-                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-            if is_file {
-                let _ = rustix::fs::fadvise(&opened, 0, NonZeroU64::new(BEGINNING), Advice::WillNeed);
+            if let Ok(Some(file)) = open_file(&root, &format!("{directory}/{program}")) {
+                let _ = rustix::fs::fadvise(&file, 0, NonZeroU64::new(BEGINNING), Advice::WillNeed);
                 return;
             }
         }
@@ -94,20 +89,27 @@ pub(crate) fn accounts_of_directory(root: &Path) -> Result<Accounts, RootfsError
 
 fn read(root: impl AsFd, file: &'static str) -> Result<Vec<u8>, RootfsError> {
     let failed = |source: io::Error| RootfsError::Read { file, source };
-    // A fifo in place of the file must not block us.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let opened: OwnedFd = match rustix::fs::openat2(root, file, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
-        Ok(opened) => opened,
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
-        Err(errno) => return Err(failed(errno.into())),
-    };
-    let stat = rustix::fs::fstat(&opened).map_err(|errno| failed(errno.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+    let Some(opened) = open_file(root, file).map_err(|errno| failed(errno.into()))? else {
         return Ok(Vec::new());
-    }
+    };
     let mut bytes = Vec::new();
     File::from(opened).take(MAX_FILE.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE { Err(RootfsError::TooLarge { file }) } else { Ok(bytes) }
+}
+
+/// Opens a regular file with `root` as its root. Anything else in its place is as good as nothing: opening a fifo could block, opening a device do something.
+fn open_file(root: impl AsFd, path: &str) -> Result<Option<OwnedFd>, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let place = match rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+        Ok(place) => place,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        Err(errno) => return Err(errno),
+    };
+    if FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    let itself = format!("/proc/self/fd/{}", place.as_raw_fd());
+    rustix::fs::open(itself, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(Some)
 }
 
 /// A snapshot mounted read-only below a temporary directory, until this is dropped.
@@ -255,6 +257,23 @@ mod tests {
         let path = root.path().join("etc/passwd");
         rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
         assert!(UserValue("root").resolve(&accounts_of_directory(root.path()).unwrap()).is_err());
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "text").unwrap();
+        symlink("/file", folder.path().join("link")).unwrap();
+        let (fifo, device) = (folder.path().join("fifo"), folder.path().join("device"));
+        rustix::fs::mknodat(CWD, fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let null = rustix::fs::makedev(1, 3);
+        rustix::fs::mknodat(CWD, device, FileType::CharacterDevice, Mode::RUSR, null).unwrap();
+        let root = File::open(folder.path()).unwrap();
+        for (name, opens) in
+            [("file", true), ("link", true), ("fifo", false), ("device", false), ("", false), ("none", false)]
+        {
+            assert_eq!(open_file(&root, &format!("/{name}")).unwrap().is_some(), opens, "{name}");
+        }
     }
 
     #[test]
