@@ -37,7 +37,7 @@ reopen_scratch() {
     . "$scratch/state"
     # A number may belong to another process by now: ours have the folder in their arguments.
     for name in "${!pid_of[@]}"; do
-        tr '\0' '\n' <"/proc/${pid_of[$name]}/cmdline" 2>/dev/null | grep -qF -- "$scratch/" || unset "pid_of[$name]"
+        tr '\0' '\n' 2>/dev/null <"/proc/${pid_of[$name]}/cmdline" | grep -qF -- "$scratch/" || unset "pid_of[$name]"
     done
     keep=''
     trap close_scratch EXIT
