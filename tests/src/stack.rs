@@ -77,7 +77,10 @@ impl Stack {
         );
         let socket = containerd.socket();
         // What is here and what is not is what most tests are about; those of fetching ahead turn it on.
-        let quiet = [("[background_fetch]", "disable = true"), ("[limits]", "read_ahead_bytes = \"0b\"")];
+        let quiet = [
+            ("[background_fetch]", "disable = true"),
+            ("[limits]", "read_ahead_bytes = \"0b\"\nstart_files = 0"),
+        ];
         let quiet: String = quiet
             .iter()
             .filter(|(table, _)| !config.contains(table))

@@ -21,13 +21,17 @@ use crate::telemetry;
 const PAUSES: [u64; 9] = [0, 1, 2, 4, 8, 15, 30, 30, 30];
 const LAST_PAUSE: u64 = 60;
 
+/// Name of the snapshot that containerd is given to drop; of its lease, with our own name in containerd behind it. That a daemon was killed before containerd could drop
+/// it shows in the name: it counts as one that containerd does not know.
+const DROPPED: &str = "soci-compare";
+
 /// How long it may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AgreementOptions {
     /// How long it is tried altogether.
     pub(super) patience: Duration,
-    /// How long a collection may take: it waits for every Prepare that is under way, and for others before it. What is left of an attempt in which the
-    /// daemon was killed goes by itself after twice this.
+    /// How long a collection may take: it waits for every Prepare that is under way, and for others before it. Where nobody
+    /// makes another attempt after one in which the daemon was killed, what is left of it goes by itself after twice this.
     pub(super) collection: Duration,
 }
 
@@ -163,7 +167,8 @@ async fn names(containerd: &Containerd, plugin: &str) -> Result<Vec<Name>, Store
         let mut stream = client.list(containerd.request(request)).await?.into_inner();
         let mut all = Vec::new();
         while let Some(message) = stream.message().await? {
-            all.extend(message.info.into_iter().map(|info| (namespace.to_owned(), info.name)));
+            let names = message.info.into_iter().map(|info| info.name).filter(|name| name != DROPPED);
+            all.extend(names.map(|name| (namespace.to_owned(), name)));
         }
         Ok(tonic::Response::new(all))
     };
@@ -172,15 +177,20 @@ async fn names(containerd: &Containerd, plugin: &str) -> Result<Vec<Name>, Store
 
 /// Has containerd collect its garbage, and among it a snapshot of ours.
 async fn collect(containerd: &Containerd, plugin: &str, limit: Duration) -> Result<(), StoreError> {
-    let lease = containerd.leases().create(limit.saturating_mul(2)).await?;
+    let name = format!("{DROPPED}-{plugin}");
+    // It may be one of an attempt in which the daemon was killed.
+    let lease = containerd.leases().create_named(&name, limit.saturating_mul(2), HashMap::new()).await?;
     let under = containerd.with_lease(&lease);
     let request = PrepareSnapshotRequest {
         snapshotter: plugin.to_owned(),
-        key: format!("soci-compare-{}", lease.id()),
+        key: DROPPED.to_owned(),
         ..PrepareSnapshotRequest::default()
     };
     let mut client = under.snapshots_client();
-    let prepared = under.call("prepare", &request.key, client.prepare(under.request(request.clone()))).await;
+    let prepared = match under.call("prepare", DROPPED, client.prepare(under.request(request))).await {
+        Err(error) if error.is_already_exists() => Ok(()),
+        other => other.map(drop),
+    };
     let ended = containerd.with_deadline(limit).leases().delete_and_collect(&lease).await;
     prepared.and(ended)
 }
