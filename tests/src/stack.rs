@@ -231,9 +231,10 @@ impl Stack {
     /// The same by containerd's own client.
     pub fn ctr_run(&self, snapshotter: &str, options: &[&str], reference: &str, command: &[&str]) -> Said {
         let name = container_name();
-        self.ctr(
-            &[&["run", "--rm", "--snapshotter", snapshotter], options, &[reference, &name], command].concat(),
-        )
+        // What a process wrote just before its end, ctr loses at times.
+        let lingering = ["sh", "-c", "\"$@\"; code=$?; sleep 0.5; exit $code", "-"];
+        let run = ["run", "--rm", "--snapshotter", snapshotter];
+        self.ctr(&[&run, options, &[reference, &name], &lingering, command].concat())
     }
 
     /// Starts the CLI under test in the background; its output is in the process.
