@@ -6,7 +6,8 @@
 //! [`CONFIRMED`] times is preceded by a part of what it has read: a quarter, so that its end wastes no more than that. A file that is small is
 //! fetched to its end.
 //!
-//! Between two misses the link has a round trip's time for nothing. It is spent on a guess: the next span, or the one before, wherever a read is. Programs differ in
+//! Between two misses the link has a round trip's time for nothing. It can be spent on a guess (`max_guesses`; none unless configured, since no start was clearly
+//! faster with it): the next span, or the one before, wherever a read is. Programs differ in
 //! whether that is of use (a Python program reads most of what surrounds it, an Erlang one does not), so guesses are made as long as as many were read as were
 //! not: [`Guesses`].
 //!
