@@ -12,17 +12,34 @@ use crate::stack::Stack;
 /// Longest time until containerd has found a daemon that was started again, and has been made to compare.
 const AGREEMENT: Duration = Duration::from_secs(60);
 
-/// What does not fit together for good: containerd and the daemon come to an agreement by themselves.
+/// Between two collections that are asked for.
+const COLLECTION: Duration = Duration::from_secs(5);
+
+/// What does not fit together for good, however often containerd collects its garbage. It is asked to: a snapshot that is dropped while it collects
+/// waits for the next collection, and how long that takes depends on how long the last ones did (fifty times, which is minutes where they waited for
+/// a daemon that was killed).
 pub fn settled_disagreements(stack: &Stack) -> Vec<String> {
+    let mut asked: Option<Instant> = None;
+    settled(|| {
+        if asked.is_none_or(|asked| asked.elapsed() > COLLECTION) {
+            stack.collect_garbage();
+            asked = Some(Instant::now());
+        }
+        disagreements(stack)
+    })
+}
+
+/// The same with nobody asking for anything: where containerd does not know what the daemon has, the daemon has it look.
+pub fn settled_disagreements_unasked(stack: &Stack) -> Vec<String> {
     settled(|| disagreements(stack))
 }
 
-/// What is left for good.
+/// What is left for good, with nobody asking for anything.
 pub fn settled_remains(stack: &Stack) -> Vec<String> {
     settled(|| remains(stack))
 }
 
-fn settled(look: impl Fn() -> Vec<String>) -> Vec<String> {
+fn settled(mut look: impl FnMut() -> Vec<String>) -> Vec<String> {
     let start = Instant::now();
     loop {
         let found = look();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use soci_tests::forgery::publish_forged;
-use soci_tests::holdings::{settled_disagreements, settled_remains};
+use soci_tests::holdings::{settled_disagreements, settled_disagreements_unasked, settled_remains};
 use soci_tests::image::digest;
 use soci_tests::process::Process;
 use soci_tests::registry::user;
@@ -170,6 +170,21 @@ fn an_image_goes() {
         dies_at(&mut stack, place, |stack| stack.ctr_start(&["image", "rm", "--sync", &reference]));
         nothing_stays(&stack, place);
         stack.forget();
+    }
+}
+
+/// What containerd never got an answer about goes by itself.
+#[test]
+fn what_nobody_was_told_of_goes() {
+    let mut stack = Stack::start();
+    // containerd asks the daemon for a list only where it has something of it.
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    for place in ["prepare.staged", "prepare.placed", "prepare.recorded"] {
+        dies_at(&mut stack, place, |stack| {
+            stack.ctr_start(&["snapshot", "--snapshotter", "soci", "prepare", "unheard"])
+        });
+        assert_eq!(settled_disagreements_unasked(&stack), Vec::<String>::new(), "{place}");
     }
 }
 
