@@ -15,6 +15,7 @@ mod e2e {
     mod background;
     mod blocked;
     mod credentials;
+    mod early;
     mod errors;
     mod failpoints;
     mod fallback;
