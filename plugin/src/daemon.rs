@@ -249,7 +249,7 @@ async fn serve(args: &Args, config: &Config, inherited: Vec<(String, OwnedFd)>) 
         }
         tracing::info!("layers stay mounted for the next daemon");
         // Nothing may be dropped: whoever drops a request that waits answers it with an error.
-        std::process::exit(i32::from(served.is_err()));
+        std::process::exit(supervise::handed_over(served.is_err()));
     }
     if tokio::time::timeout(config.drain_deadline(), parts.snapshotter.unmount_all()).await.is_err() {
         tracing::warn!("layers are still mounted; the next start clears them");

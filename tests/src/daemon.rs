@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -178,6 +178,12 @@ impl Daemon {
         for keeper in self.keepers() {
             kill(keeper);
         }
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the daemon runs");
+        process.wait(Duration::from_secs(30)).expect("the daemon ends by itself")
     }
 
     /// Is it still there?

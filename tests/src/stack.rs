@@ -220,6 +220,20 @@ impl Stack {
             .collect()
     }
 
+    /// Requests that the kernel has for the one FUSE mount of the stack.
+    pub fn waiting(&self) -> u64 {
+        let below = self.folder().to_str().unwrap().to_owned();
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line =
+            table.lines().find(|line| line.contains(&below) && line.contains("fuse.rawBridge")).unwrap();
+        let device = line.split(' ').nth(2).unwrap().split(':').nth(1).unwrap();
+        let control = self.folder().join("fusectl");
+        if fs::create_dir(&control).is_ok() {
+            run("mount", &["-t", "fusectl", "fusectl", control.to_str().unwrap()]);
+        }
+        fs::read_to_string(control.join(device).join("waiting")).unwrap().trim().parse().unwrap()
+    }
+
     /// Runs a command in a new container to its end, by the CLI under test.
     pub fn soci_run(&self, snapshotter: &str, options: &[&str], reference: &str, command: &[&str]) -> Said {
         let name = container_name();

@@ -22,6 +22,7 @@ mod e2e {
     mod foreign;
     mod forged;
     mod garbage;
+    mod interrupted;
     mod kernel;
     mod killed;
     mod lazy_run;
@@ -33,6 +34,7 @@ mod e2e {
     mod rounds;
     mod status;
     mod stress;
+    mod supervised;
     mod survive;
     mod trees;
     mod upgrade;

@@ -19,6 +19,11 @@ use crate::keeper::{Keeper, KeeperOptions};
 use crate::snapshot::Tree;
 use crate::telemetry;
 
+/// Tells a daemon that it has a supervisor, which has to know what it was told to do.
+const VARIABLE: &str = "SOCI_SNAPSHOTTER_SUPERVISED";
+/// How a supervised daemon ends that left everything mounted for the next one.
+const HANDED_OVER: i32 = 75;
+
 /// How a daemon that died is started again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SuperviseOptions {
@@ -30,6 +35,15 @@ pub(super) struct SuperviseOptions {
     pub(super) stable: Duration,
     /// To find the keeper.
     pub(super) keeper: KeeperOptions,
+}
+
+/// The exit status of a daemon that handed over.
+pub(super) fn handed_over(failed: bool) -> i32 {
+    match (failed, std::env::var_os(VARIABLE)) {
+        (true, _) => 1,
+        (false, Some(_)) => HANDED_OVER,
+        (false, None) => 0,
+    }
 }
 
 /// Runs the daemon until it is told to end.
@@ -53,18 +67,27 @@ async fn run(root: &Path, options: SuperviseOptions) -> io::Result<ExitCode> {
     let mut lived = false;
     loop {
         let began = Instant::now();
-        let mut child = Command::new(&program).args(&line).spawn()?;
+        let mut child = Command::new(&program).args(&line).env(VARIABLE, "1").spawn()?;
         let (asked, status) = watch(&mut child, &mut signals).await?;
         let stable = began.elapsed() >= options.stable;
         lived |= stable;
+        let handed_over = status.code() == Some(HANDED_OVER);
+        // Success without that: somebody told the daemon itself to unmount everything.
+        if asked || status.success() {
+            return Ok(if handed_over { ExitCode::SUCCESS } else { exit_code(status) });
+        }
         // An error that it could tell of in its first moments will be there the next time.
-        if asked || (status.signal().is_none() && !lived) {
+        if status.signal().is_none() && !handed_over && !lived {
             return Ok(exit_code(status));
         }
         if stable {
             pause = options.first_pause;
         }
-        tracing::error!(%status, "the daemon died; starting it again in {pause:?}");
+        if handed_over {
+            tracing::info!("the daemon handed over; starting the next one in {pause:?}");
+        } else {
+            tracing::error!(%status, "the daemon died; starting it again in {pause:?}");
+        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             end = signals.next() => match end {

@@ -257,19 +257,6 @@ fn killed_for_a_long_time_under_readers() {
     }
 }
 
-/// Requests that the kernel has for the one FUSE mount of a stack.
-fn waiting(stack: &Stack) -> u64 {
-    let below = stack.folder().to_str().unwrap().to_owned();
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = table.lines().find(|line| line.contains(&below) && line.contains("fuse.rawBridge")).unwrap();
-    let device = line.split(' ').nth(2).unwrap().split(':').nth(1).unwrap();
-    let control = stack.folder().join("fusectl");
-    if fs::create_dir(&control).is_ok() {
-        soci_tests::process::run("mount", &["-t", "fusectl", "fusectl", control.to_str().unwrap()]);
-    }
-    fs::read_to_string(control.join(device).join("waiting")).unwrap().trim().parse().unwrap()
-}
-
 /// A read whose bytes are still in the registry, which does not answer, when the daemon ends.
 fn blocked_read(signal: Signal) {
     let mut stack = Stack::start();
@@ -281,9 +268,9 @@ fn blocked_read(signal: Signal) {
     stack.ctr(&["task", "exec", "--exec-id", "warm", &name, "sha256sum", "/etc/passwd"]).ok();
     stack.registry.hang();
     let mut reader = stack.ctr_start(&["task", "exec", "--exec-id", "blocked", &name, "sha256sum", BIG.0]);
-    eventually("the read waits", Duration::from_secs(20), || waiting(&stack) > 0);
+    eventually("the read waits", Duration::from_secs(20), || stack.waiting() > 0);
     stack.daemon.stop(signal);
-    assert!(waiting(&stack) > 0, "{signal:?} answered the read");
+    assert!(stack.waiting() > 0, "{signal:?} answered the read");
     stack.daemon.launch();
     assert!(reader.wait(Duration::from_millis(500)).is_none(), "{}", reader.output());
     stack.registry.go_on();
@@ -370,22 +357,6 @@ fn a_keeper_without_room() {
     assert!(!stack.daemon.log().contains("\"resumed\":1"), "it was kept");
 }
 
-/// SIGINT leaves nothing: no mount, no keeper, no socket.
-#[test]
-fn sigint_leaves_nothing() {
-    let mut stack = Stack::start();
-    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
-    stack.rpull(&[], &reference).ok();
-    stack.soci_run("soci", &[], &reference, &["echo", "once"]).ok();
-    assert_eq!((stack.mounts().len(), stack.daemon.keepers().len()), (1, 1));
-    stack.daemon.stop(Signal::INT);
-    assert_eq!(stack.mounts(), Vec::<String>::new());
-    assert_eq!(stack.daemon.keepers(), Vec::<i32>::new());
-    assert!(!stack.daemon.root().join("keeper.sock").exists());
-    stack.daemon.launch();
-    assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "again"]).ok().out, "again\n");
-}
-
 /// With a service manager that stores descriptors there is no process of ours: it has them, and passes them to the next daemon.
 #[test]
 fn a_service_managers_store_is_the_keeper() {
@@ -461,33 +432,6 @@ fn without_keeper_and_daemon() {
     stack.logged("\"mounted\":1");
     assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "still"]).ok().out, "still\n");
     assert_eq!(stack.mounts().len(), 1);
-}
-
-/// `--supervise`: the daemon is killed, nobody does anything, and containers go on.
-#[test]
-fn a_supervised_daemon_comes_back() {
-    let mut stack = Stack::start();
-    stack.daemon.stop(Signal::INT);
-    stack.daemon.set_arguments(&["--supervise"]);
-    stack.daemon.launch();
-    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
-    stack.rpull(&[], &reference).ok();
-    stack.soci_run("soci", &[], &reference, &["echo", "warm"]).ok();
-    let supervisor = stack.daemon.id().unwrap();
-    let children = || -> Vec<i32> {
-        let path = format!("/proc/{supervisor}/task/{supervisor}/children");
-        fs::read_to_string(path).unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-    };
-    let first = children();
-    assert_eq!(first.len(), 1);
-    rustix::process::kill_process(rustix::process::Pid::from_raw(first[0]).unwrap(), Signal::KILL).unwrap();
-    stack.logged("\"resumed\":1");
-    assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "still"]).ok().out, "still\n");
-    assert!(stack.daemon.runs() && children() != first);
-    // The signal is passed on, and ends both.
-    stack.daemon.stop(Signal::INT);
-    assert_eq!(stack.mounts(), Vec::<String>::new());
-    assert_eq!(stack.daemon.keepers(), Vec::<i32>::new());
 }
 
 /// A mount whose image was removed while somebody had a file of it open is out of sight, and still handed on.
