@@ -1,4 +1,5 @@
-//! Places at which a test has the daemon killed, to see that nothing is lost or left behind whatever it was doing.
+//! Places at which a test has the daemon killed, to see that nothing is lost or left behind whatever it was doing; and one at which it takes the kernel
+//! for an older one.
 //!
 //! They are in builds with debug assertions alone: the tests' daemon is such a build anyway, so they cost no build of their own, and no
 //! environment can kill a released one. A name is `<verb>.<what has just been done>`; `e2e/failpoints.rs` has one test for each.
@@ -19,6 +20,18 @@ pub(crate) fn pass(name: &str) {
     }
 }
 
+/// Whether a test wants a kernel that cannot send requests again, as before Linux 6.9.
+#[cfg(debug_assertions)]
+pub(crate) fn never_resends() -> bool {
+    std::env::var_os(VARIABLE).is_some_and(|wanted| wanted == "kernel.never-resends")
+}
+
 /// Nothing.
 #[cfg(not(debug_assertions))]
 pub(crate) fn pass(_: &str) {}
+
+/// No.
+#[cfg(not(debug_assertions))]
+pub(crate) fn never_resends() -> bool {
+    false
+}

@@ -7,7 +7,8 @@
 //! What the kernel asks (`adapter`) is answered by `view` from the mapped metadata, and from the layer file where the data is here; a read of
 //! data that is not gives its reply to the layer's engine, and the thread goes on. `errno` is the only place where errors become numbers.
 //!
-//! [`FuseMount::resume`] goes on with a mount of a process that has ended (`handshake`), whose device the keeper kept.
+//! [`FuseMount::resume`] goes on with a mount of a process that has ended (`handshake`, and `unanswered` for older kernels), whose device the
+//! keeper kept.
 
 mod adapter;
 mod attributes;
@@ -16,6 +17,7 @@ mod handshake;
 mod mount;
 mod session;
 mod state_file;
+mod unanswered;
 mod view;
 
 pub use mount::{FuseMount, FuseOptions, MountError, UnmountError, Unmounted};

@@ -464,6 +464,15 @@ impl Hold {
         }
     }
 
+    /// Notes that the daemon may have been given requests with numbers up to this one, see [`MountRecord::asked`].
+    pub fn asked(&self, number: u64) {
+        if let Some(Holding { keeper, record, .. }) = &self.0
+            && let Err(error) = record.asked(number)
+        {
+            keeper.warn(&HoldError::System(error));
+        }
+    }
+
     /// Lets go: the mount is gone.
     pub fn release(&self) {
         if let Some(Holding { keeper, name, .. }) = &self.0 {

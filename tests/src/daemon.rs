@@ -92,6 +92,11 @@ impl Daemon {
         self.failpoint = None;
     }
 
+    /// From the next launch on it takes the kernel for one that cannot send requests again.
+    pub fn never_resends(&mut self) {
+        self.failpoint = Some("kernel.never-resends".to_owned());
+    }
+
     /// Waits until it has died there, and starts one that does not.
     pub fn relaunch_after_death(&mut self) {
         let ended = self.process.as_mut().expect("the daemon runs").wait(Duration::from_secs(30));

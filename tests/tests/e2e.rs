@@ -29,6 +29,7 @@ mod e2e {
     mod logs;
     mod metrics;
     mod namespaces;
+    mod older_kernel;
     mod removal;
     mod restart;
     mod rounds;

@@ -19,8 +19,10 @@ use lazy_layer::Layer;
 use super::attributes::{self, Node, STATE_FILE};
 use super::errno::ToErrno;
 use super::mount::FuseOptions;
+use super::unanswered::Asked;
 use super::view::{Chain, FOREVER, Outcome, View};
-use crate::keeper::Agreed;
+use crate::failpoint;
+use crate::keeper::{Agreed, Hold};
 
 const GENERATION: Generation = Generation(0);
 
@@ -29,6 +31,7 @@ const GENERATION: Generation = Generation(0);
 pub(super) struct LayerFs {
     view: Arc<View>,
     agreed: Arc<OnceLock<Agreed>>,
+    asked: Arc<Asked>,
     max_background: u16,
     /// The kernel takes "not implemented" from open and opendir as "need not be asked".
     no_open: bool,
@@ -36,10 +39,16 @@ pub(super) struct LayerFs {
 }
 
 impl LayerFs {
-    pub(super) fn new(layer: Arc<Layer>, mount_point: &Path, options: &FuseOptions) -> LayerFs {
+    pub(super) fn new(
+        layer: Arc<Layer>,
+        mount_point: &Path,
+        options: &FuseOptions,
+        hold: Arc<Hold>,
+    ) -> LayerFs {
         LayerFs {
             view: Arc::new(View::new(layer, mount_point, options)),
             agreed: Arc::default(),
+            asked: Arc::new(Asked::new(hold)),
             max_background: options.max_background,
             no_open: false,
             no_opendir: false,
@@ -49,6 +58,17 @@ impl LayerFs {
     /// Where the kernel's and our flags are found after the hand-shake.
     pub(super) fn agreed(&self) -> Arc<OnceLock<Agreed>> {
         Arc::clone(&self.agreed)
+    }
+
+    /// What a successor has to know of the requests that come.
+    pub(super) fn asked(&self) -> Arc<Asked> {
+        Arc::clone(&self.asked)
+    }
+
+    /// Every request but those that a layer has no answer to comes by here.
+    fn guard(&self, request: &Request, what: impl FnOnce()) {
+        self.asked.note(request.unique().0);
+        self.view.guard(what);
     }
 
     /// What answers a read, on whatever thread has the data.
@@ -85,7 +105,10 @@ fn reply_xattr(reply: ReplyXattr, size: u32, value: Outcome<&[u8]>) {
 
 impl Filesystem for LayerFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let offered = config.capabilities();
+        let mut offered = config.capabilities();
+        if failpoint::never_resends() {
+            offered.remove(InitFlags::FUSE_HAS_RESEND);
+        }
         let wanted = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_AUTO_INVAL_DATA
@@ -108,8 +131,8 @@ impl Filesystem for LayerFs {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.view.guard(|| {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard(request, || {
             let found = self.view.lookup(Node::of(parent), name);
             match found.and_then(|node| node.map(|node| self.view.attributes(node)).transpose()) {
                 Ok(Some((ttl, attributes))) => reply.entry_with_ttls(&ttl, &FOREVER, &attributes, GENERATION),
@@ -123,15 +146,20 @@ impl Filesystem for LayerFs {
         });
     }
 
-    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.view.guard(|| match self.view.attributes(Node::of(number)) {
+    /// Nothing is counted, but the requests' numbers go on.
+    fn forget(&self, request: &Request, _: INodeNo, _: u64) {
+        self.asked.note(request.unique().0);
+    }
+
+    fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.guard(request, || match self.view.attributes(Node::of(number)) {
             Ok((ttl, attributes)) => reply.attr(&ttl, &attributes),
             Err(errno) => reply.error(errno),
         });
     }
 
-    fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
-        self.view.guard(|| {
+    fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
+        self.guard(request, || {
             let target = match Node::of(number) {
                 Node::Layer(nid) => self.view.checked(self.view.image().read_link(nid)),
                 Node::StateDirectory | Node::StateFile | Node::LayerFile => Err(Errno::EINVAL),
@@ -158,7 +186,7 @@ impl Filesystem for LayerFs {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -167,7 +195,7 @@ impl Filesystem for LayerFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.view.guard(|| match Node::of(number) {
+        self.guard(request, || match Node::of(number) {
             Node::Layer(nid) => self.view.layer.read(nid, offset, size, self.answer(reply)),
             Node::LayerFile => self.view.layer.read_file(offset, size, self.answer(reply)),
             Node::StateFile => {
@@ -189,8 +217,15 @@ impl Filesystem for LayerFs {
         }
     }
 
-    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.view.guard(|| {
+    fn readdir(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.guard(request, || {
             let add = |number, next, kind, name: &OsStr| Ok(reply.add(number, next, kind, name));
             match self.view.list(Node::of(number), offset, add) {
                 Ok(()) => reply.ok(),
@@ -201,13 +236,13 @@ impl Filesystem for LayerFs {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.view.guard(|| {
+        self.guard(request, || {
             let add = |number, next, _, name: &OsStr| {
                 let (ttl, attributes) = self.view.attributes(Node::of(number))?;
                 Ok(reply.add(number, next, name, &ttl, &attributes, GENERATION))
@@ -219,19 +254,19 @@ impl Filesystem for LayerFs {
         });
     }
 
-    fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if !self.has_xattrs() {
             // The kernel does not ask this mount again.
             return reply.error(Errno::ENOSYS);
         }
-        self.view.guard(|| reply_xattr(reply, size, self.view.xattr(Node::of(number), name.as_bytes())));
+        self.guard(request, || reply_xattr(reply, size, self.view.xattr(Node::of(number), name.as_bytes())));
     }
 
-    fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         if !self.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        self.view.guard(|| match self.view.xattr_names(Node::of(number)) {
+        self.guard(request, || match self.view.xattr_names(Node::of(number)) {
             Ok(names) => reply_xattr(reply, size, Ok(&names)),
             Err(errno) => reply.error(errno),
         });

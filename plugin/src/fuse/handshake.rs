@@ -2,12 +2,13 @@
 //!
 //! fuser knows no such thing, so it is shown one: on a pair of sockets we play the kernel and offer exactly what the real one and our
 //! predecessor agreed on. Then the session's descriptor is made to stand for the real device, and the kernel is told to send again what it
-//! never got an answer to (`FUSE_NOTIFY_RESEND`, Linux 6.9). Before that version requests that were under way stay without an answer.
+//! never got an answer to (`FUSE_NOTIFY_RESEND`, Linux 6.9). Before that version requests that were under way are ended (`unanswered`).
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use fuser::{Config, InitFlags, Session, SessionACL};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::adapter::LayerFs;
@@ -46,16 +47,31 @@ pub(super) fn resume(
     Ok(session)
 }
 
-/// Asks for everything that was never answered. False where the kernel cannot.
-pub(super) fn resend(session: &Session<LayerFs>, agreed: Agreed) -> io::Result<bool> {
-    if agreed.flags & InitFlags::FUSE_HAS_RESEND.bits() == 0 {
-        return Ok(false);
-    }
-    let mut notification = Vec::from((ANSWER as u32).to_ne_bytes());
-    notification.extend(RESEND.to_ne_bytes());
-    notification.extend(0_u64.to_ne_bytes());
-    rustix::io::write(session.as_fd(), &notification)?;
-    Ok(true)
+/// Whether the kernel can send requests again.
+pub(super) fn can_resend(agreed: Agreed) -> bool {
+    agreed.flags & InitFlags::FUSE_HAS_RESEND.bits() != 0
+}
+
+/// Asks for everything that was never answered, where the kernel can.
+pub(super) fn resend(session: &Session<LayerFs>) -> io::Result<()> {
+    rustix::io::write(session.as_fd(), &answer(RESEND, 0))?;
+    Ok(())
+}
+
+/// What ends a request with an error.
+pub(super) fn refusal(number: u64, error: Errno) -> [u8; ANSWER] {
+    answer(error.raw_os_error().saturating_neg(), number)
+}
+
+/// `fuse_out_header` with nothing behind it.
+fn answer(error: i32, number: u64) -> [u8; ANSWER] {
+    let mut bytes = [0; ANSWER];
+    let (length, rest) = bytes.split_at_mut(4);
+    let (code, unique) = rest.split_at_mut(4);
+    length.copy_from_slice(&(ANSWER as u32).to_ne_bytes());
+    code.copy_from_slice(&error.to_ne_bytes());
+    unique.copy_from_slice(&number.to_ne_bytes());
+    bytes
 }
 
 fn request(agreed: Agreed) -> Vec<u8> {

@@ -139,7 +139,7 @@ impl FuseMount {
         }
         failpoint::pass("mount.fuse-mounted");
         let name = thread_name(at);
-        let fs = LayerFs::new(layer, at, &options);
+        let fs = LayerFs::new(layer, at, &options, Arc::clone(&hold));
         match Session::start(fs, device, options.threads, name, Arc::clone(&hold)) {
             Ok(session) => {
                 failpoint::pass("mount.fuse-served");
@@ -169,13 +169,13 @@ impl FuseMount {
         kept: KeptMount,
     ) -> Result<FuseMount, MountError> {
         let mount_point = at.to_owned();
-        let agreed = kept.record.agreed;
+        let (agreed, asked) = (kept.record.agreed, kept.record.asked);
         let options = FuseOptions { layer_file: kept.record.layer_file, ..options };
         let (device, hold) = kept.into_parts();
         let hold = Arc::new(hold);
         let resumed = agreed.ok_or_else(|| io::Error::other("it was never ready")).and_then(|agreed| {
-            let fs = LayerFs::new(layer, at, &options);
-            Session::resume(fs, &device, agreed, options.threads, thread_name(at), Arc::clone(&hold))
+            let fs = LayerFs::new(layer, at, &options, Arc::clone(&hold));
+            Session::resume(fs, &device, agreed, asked, options.threads, thread_name(at), Arc::clone(&hold))
         });
         match resumed {
             Ok(session) => Ok(FuseMount::of(mount_point, session, &options)),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fuser::{Config, SessionACL};
 
 use super::adapter::LayerFs;
-use super::handshake;
+use super::{handshake, unanswered};
 use crate::keeper::{Agreed, Hold};
 
 /// Stack of the thread that only waits for fuser's own.
@@ -32,26 +32,38 @@ impl Session {
         name: String,
         hold: Arc<Hold>,
     ) -> io::Result<Session> {
-        let agreed = fs.agreed();
+        let (agreed, asked) = (fs.agreed(), fs.asked());
         let session = fuser::Session::from_fd(fs, device, SessionACL::All, config(threads))?;
         if let Some(agreed) = agreed.get() {
             hold.ready(*agreed);
+            if !handshake::can_resend(*agreed) {
+                asked.begin(None);
+            }
         }
         Session::run(session, name, hold)
     }
 
-    /// Goes on where a process that has ended stopped.
+    /// Goes on where a process that has ended stopped; `earlier` is what its record says of [`MountRecord::asked`](crate::keeper::MountRecord::asked).
     pub(super) fn resume(
         fs: LayerFs,
         device: &OwnedFd,
         agreed: Agreed,
+        earlier: Option<u64>,
         threads: usize,
         name: String,
         hold: Arc<Hold>,
     ) -> io::Result<Session> {
+        let asked = fs.asked();
         let session = handshake::resume(fs, device, agreed, config(threads))?;
-        if !handshake::resend(&session, agreed).or_else(gone)? {
-            tracing::debug!("the kernel cannot send requests again; those under way get no answer");
+        if handshake::can_resend(agreed) {
+            handshake::resend(&session).or_else(gone)?;
+        } else if let Some(earlier) = earlier {
+            let ended = unanswered::end(device, earlier, &asked)?;
+            asked.begin(Some(earlier));
+            tracing::info!(
+                ended,
+                "the kernel cannot send requests again; those under way ended with an error"
+            );
         }
         Session::run(session, name, hold)
     }
@@ -81,9 +93,9 @@ impl Session {
 }
 
 /// A connection that has ended meanwhile has nothing to send again; its session ends at once.
-fn gone(error: io::Error) -> io::Result<bool> {
+fn gone(error: io::Error) -> io::Result<()> {
     if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NODEV) {
-        Ok(true)
+        Ok(())
     } else {
         Err(error)
     }

@@ -5,14 +5,16 @@
 //! |---|---|
 //! | `{"mount":{"format":1,"snapshot":7,"lazy":{…},"layer_file":true}}` | before mount(2) |
 //! | `{"ready":{"flags":…,"major":7,"minor":45}}` | after the hand-shake |
+//! | `{"asked":"0000000000002000"}` | where the kernel cannot send requests again; the digits are written over when they rise |
 //!
-//! A line without its end does not count, one that is not understood is skipped: a newer daemon may write more.
+//! A line without its end does not count, one that is not understood is skipped: a newer daemon may write more. Of several of one kind the last counts.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 
+use parking_lot::Mutex;
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,8 @@ pub struct MountRecord {
     pub layer_file: bool,
     /// None while it is being made.
     pub agreed: Option<Agreed>,
+    /// No request that the daemon was given has a higher number, but for the few that it was given last. None where the kernel sends requests again.
+    pub asked: Option<u64>,
 }
 
 /// What a memory file turned out to be.
@@ -72,37 +76,65 @@ struct Format {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Line {
-    Mount { format: u32, snapshot: Id, lazy: LazyRecord, layer_file: bool },
+    Mount {
+        format: u32,
+        snapshot: Id,
+        lazy: LazyRecord,
+        layer_file: bool,
+    },
     Ready(Agreed),
+    /// In hexadecimal digits, always as many.
+    Asked(String),
 }
 
 /// The memory file of one mount.
 #[derive(Debug)]
-pub(super) struct RecordFile(File);
+pub(super) struct RecordFile {
+    file: File,
+    /// Where this process has its line of what was asked.
+    asked: Mutex<Option<u64>>,
+}
 
 // === impl RecordFile ===
 
 impl RecordFile {
     /// One for a mount that is being made.
     pub(super) fn begin(snapshot: Id, lazy: &LazyRecord, layer_file: bool) -> io::Result<RecordFile> {
-        let file = RecordFile(File::from(memory("soci-mount")?));
+        let file = RecordFile::from(memory("soci-mount")?);
         file.append(&Line::Mount { format: FORMAT, snapshot, lazy: lazy.clone(), layer_file })?;
         Ok(file)
     }
 
     pub(super) fn ready(&self, agreed: Agreed) -> io::Result<()> {
-        self.append(&Line::Ready(agreed))
+        self.append(&Line::Ready(agreed)).map(|_| ())
     }
 
-    fn append(&self, line: &Line) -> io::Result<()> {
+    /// Notes that requests have numbers up to this one.
+    pub(super) fn asked(&self, number: u64) -> io::Result<()> {
+        let line = Line::Asked(format!("{number:016x}"));
+        let mut place = self.asked.lock();
+        if let Some(place) = *place {
+            return self.write(&line, place);
+        }
+        *place = Some(self.append(&line)?);
+        Ok(())
+    }
+
+    fn append(&self, line: &Line) -> io::Result<u64> {
+        let end = self.file.metadata()?.len();
+        self.write(line, end)?;
+        Ok(end)
+    }
+
+    fn write(&self, line: &Line, place: u64) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
-        self.0.write_all_at(&bytes, self.0.metadata()?.len())
+        self.file.write_all_at(&bytes, place)
     }
 
     /// Reads one.
     pub(super) fn read(&self) -> io::Result<Content> {
-        let bytes = read(&self.0, MAX)?;
+        let bytes = read(&self.file, MAX)?;
         let end = bytes.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
         let mut record = None;
         for line in bytes.get(..end).unwrap_or_default().split(|byte| *byte == b'\n') {
@@ -114,11 +146,16 @@ impl RecordFile {
             }
             match serde_json::from_slice(line) {
                 Ok(Line::Mount { snapshot, lazy, layer_file, .. }) => {
-                    record = Some(MountRecord { snapshot, lazy, layer_file, agreed: None });
+                    record = Some(MountRecord { snapshot, lazy, layer_file, agreed: None, asked: None });
                 }
                 Ok(Line::Ready(agreed)) => {
                     if let Some(record) = &mut record {
                         record.agreed = Some(agreed);
+                    }
+                }
+                Ok(Line::Asked(digits)) => {
+                    if let (Some(record), Ok(number)) = (&mut record, u64::from_str_radix(&digits, 16)) {
+                        record.asked = Some(number);
                     }
                 }
                 Err(_) => {}
@@ -128,13 +165,13 @@ impl RecordFile {
     }
 
     pub(super) fn descriptor(&self) -> &File {
-        &self.0
+        &self.file
     }
 }
 
 impl From<OwnedFd> for RecordFile {
     fn from(descriptor: OwnedFd) -> RecordFile {
-        RecordFile(File::from(descriptor))
+        RecordFile { file: File::from(descriptor), asked: Mutex::new(None) }
     }
 }
 
@@ -176,7 +213,8 @@ mod tests {
     #[test]
     fn a_mount_is_being_made_until_it_is_ready() {
         let file = RecordFile::begin(Id(7), &lazy(), true).unwrap();
-        let expected = MountRecord { snapshot: Id(7), lazy: lazy(), layer_file: true, agreed: None };
+        let expected =
+            MountRecord { snapshot: Id(7), lazy: lazy(), layer_file: true, agreed: None, asked: None };
         assert_eq!(file.read().unwrap(), Content::Record(expected.clone()));
         let agreed = Agreed { flags: 1 << 63 | 5, major: 7, minor: 45 };
         file.ready(agreed).unwrap();
@@ -185,13 +223,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_asked_is_written_over() {
+        let file = RecordFile::begin(Id(7), &lazy(), true).unwrap();
+        file.ready(Agreed { flags: 5, major: 7, minor: 31 }).unwrap();
+        let asked = |file: &RecordFile| match file.read().unwrap() {
+            Content::Record(record) => record.asked,
+            Content::Later(_) | Content::Nothing => panic!("no record"),
+        };
+        assert_eq!(asked(&file), None);
+        file.asked(0x2000).unwrap();
+        let length = file.file.metadata().unwrap().len();
+        for number in [0x4000, u64::MAX] {
+            file.asked(number).unwrap();
+            assert_eq!((asked(&file), file.file.metadata().unwrap().len()), (Some(number), length));
+        }
+        // A successor has a line of its own.
+        let successor = RecordFile::from(OwnedFd::from(file.file.try_clone().unwrap()));
+        successor.asked(0x6000).unwrap();
+        successor.asked(0x8000).unwrap();
+        assert_eq!(asked(&file), Some(0x8000));
+    }
+
+    #[test]
     fn half_a_line_does_not_count_and_a_new_one_is_skipped() {
         let file = RecordFile::begin(Id(7), &lazy(), true).unwrap();
         let before = file.read().unwrap();
-        let end = file.0.metadata().unwrap().len();
-        file.0.write_all_at(b"{\"ready\":{\"flags\":1,\"major\":7,\"minor\":45}}", end).unwrap();
+        let end = file.file.metadata().unwrap().len();
+        file.file.write_all_at(b"{\"ready\":{\"flags\":1,\"major\":7,\"minor\":45}}", end).unwrap();
         assert_eq!(file.read().unwrap(), before);
-        file.0.write_all_at(b"{\"news\":{}}\n{\"ready\":7}\n", end).unwrap();
+        file.file.write_all_at(b"{\"news\":{}}\n{\"ready\":7}\n", end).unwrap();
         assert_eq!(file.read().unwrap(), before);
     }
 
@@ -205,11 +265,11 @@ mod tests {
             (later, Content::Later(2)),
         ] {
             let file = RecordFile::from(memory("test").unwrap());
-            file.0.write_all_at(text, 0).unwrap();
+            file.file.write_all_at(text, 0).unwrap();
             assert_eq!(file.read().unwrap(), content);
         }
         let file = RecordFile::from(memory("test").unwrap());
-        file.0.set_len(MAX as u64 + 1).unwrap();
+        file.file.set_len(MAX as u64 + 1).unwrap();
         assert!(file.read().is_err());
     }
 }
