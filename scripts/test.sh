@@ -14,19 +14,21 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 usage() {
     cat <<EOF
-usage: scripts/test.sh [check|unit|e2e]... [-- TEST-ARGUMENTS...]
+usage: scripts/test.sh [check|unit|e2e|long]... [-- TEST-ARGUMENTS...]
 
   check   rustfmt, clippy with warnings as errors, shellcheck, systemd's verifier
   unit    unit, property and golden tests of all crates, with real FUSE mounts
   e2e     end to end, with a real containerd, runc and registry; then some of it with newer containerds (${containerd_suites[*]})
-Without a name: all of them. TEST-ARGUMENTS go to the tests (a name to select by, --nocapture); the newer containerds are left out then.
+  long    not among "all": the daemon is killed 1000 times (SOCI_TEST_ROUNDS) under readers and starting containers, with each front end, on the
+          containerd in PATH; about an hour each. Prints the longest stall
+Without a name: all of them but the last. TEST-ARGUMENTS go to the tests (a name to select by, --nocapture); the newer containerds are left out then.
 EOF
 }
 
 steps=()
 while (($#)); do
     case $1 in
-        check | unit | e2e) steps+=("$1") ;;
+        check | unit | e2e | long) steps+=("$1") ;;
         --) shift; break ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
@@ -80,6 +82,10 @@ e2e() {
         PATH=$containerd_bin:$PATH suites "${tests[@]}" || { say "failed with the containerd of Debian $suite"; status=1; }
     done
     return "$status"
+}
+
+long() {
+    programs && SOCI_TEST_ROUNDS=${SOCI_TEST_ROUNDS:-1000} suites --ignored --nocapture survive::killed_for_a_long_time "$@"
 }
 
 # Two stacks at a time: each test has a registry, a containerd and a daemon of its own.
