@@ -64,7 +64,8 @@ fn in_use(front_end: &str) {
     // The credentials have gone, too.
     stack.rpull(&[], &reference).ok();
     assert_eq!(stack.soci_run("soci", &[], &reference, &["echo", "again"]).ok().out, "again\n");
-    stack.ctr(&["task", "rm", "--force", &name]).ok();
+    // `soci run` takes everything else away itself.
+    stack.ctr(&["task", "kill", "--signal", "SIGKILL", &name]).ok();
     assert!(container.wait(Duration::from_secs(30)).is_some(), "{}", container.output());
 }
 
