@@ -45,7 +45,8 @@ impl Layer {
         for waiter in waiters {
             waiter.arrived();
         }
-        if new && self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if new {
+            self.missing.fetch_sub(1, Ordering::AcqRel);
             self.judge();
         }
         Ok(())

@@ -1,8 +1,10 @@
 //! A complete layer as a whole: whether it is what the image says.
 //!
-//! Span digests come from the zTOC, so a forged one could describe another tar than the layer's. When every span is here, the tar is scanned once more, in small
+//! Span digests come from the zTOC, so a forged one could describe another tar than the layer's. The tar is scanned once more, in small
 //! steps on the pool's threads behind everything else: its members must be those of the zTOC, all of them and no others, and its SHA-256 must
-//! be the diff ID in the image's configuration. What was found is written down and holds for good: the bytes of a span can only be those of its digest.
+//! be the diff ID in the image's configuration. The scan goes from the beginning as far as everything is here, and goes on when what it stopped at
+//! comes: whoever reads in the order of the tar has most of it behind him when the last span is here. What was found is written down and holds
+//! for good: the bytes of a span can only be those of its digest.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -46,12 +48,23 @@ struct Known {
     /// An image has said the truth, now or before a restart.
     confirmed: bool,
     found: Option<Checked>,
-    /// Somebody is finding out.
-    running: bool,
+    /// How far the scan is that finds out.
+    progress: Progress,
+}
+
+/// A scan of a layer's tar.
+#[derive(Debug)]
+enum Progress {
+    /// It waits for the bytes that it would go on with.
+    Waits(Box<Scanned>),
+    /// It is at work, or what follows the archive is.
+    Runs,
 }
 
 /// What a scan came to.
 pub(crate) struct Scanned {
+    /// So many bytes of the tar are behind it.
+    at: u64,
     hash: Sha256,
     scan: Scan,
 }
@@ -68,7 +81,8 @@ struct Scan {
 impl Whole {
     pub(crate) fn new(found: Option<Checked>) -> Self {
         let confirmed = found.is_some_and(|found| found.confirmed);
-        let known = Known { claims: Vec::new(), claimed: false, confirmed, found, running: false };
+        let progress = Progress::Waits(Box::default());
+        let known = Known { claims: Vec::new(), claimed: false, confirmed, found, progress };
         Self { known: Mutex::new(known), refused: AtomicBool::new(false) }
     }
 
@@ -100,6 +114,19 @@ impl Known {
         let found = self.found.as_mut().filter(|found| self.confirmed && !found.confirmed)?;
         found.confirmed = true;
         Some(*found)
+    }
+
+    /// The scan, if anybody wants it, it is not at work, and what it would go on with is here.
+    fn resume(&mut self, layer: &Layer) -> Option<Box<Scanned>> {
+        let Progress::Waits(scanned) = &self.progress else { return None };
+        let goes_on = scanned.at >= layer.tar_size || layer.here_from(scanned.at).is_some();
+        if !self.claimed || !goes_on {
+            return None;
+        }
+        match std::mem::replace(&mut self.progress, Progress::Runs) {
+            Progress::Waits(scanned) => Some(scanned),
+            Progress::Runs => None,
+        }
     }
 
     fn verdict(&self, found: Checked) -> Completeness {
@@ -136,19 +163,19 @@ impl Layer {
         self.is_all_here() && self.whole.known.lock().found.is_some()
     }
 
-    /// Says what is known by now, and has found out what is not.
+    /// Says what is known by now, and has found out what can be of what is not.
     pub(crate) fn judge(self: &Arc<Self>) {
-        if !self.is_all_here() {
-            return;
-        }
         let mut known = self.whole.known.lock();
         let Some(found) = known.found else {
-            if known.claimed && !std::mem::replace(&mut known.running, true) {
+            if let Some(scanned) = known.resume(self) {
                 drop(known);
-                self.scan();
+                step(&self.engine, Arc::downgrade(self), scanned);
             }
             return;
         };
+        if !self.is_all_here() {
+            return;
+        }
         let verdict = known.verdict(found);
         let refused = verdict == Completeness::Refused;
         self.whole.refused.store(refused, Ordering::Relaxed);
@@ -167,7 +194,7 @@ impl Layer {
     pub(crate) fn scanned(self: &Arc<Self>, found: Option<Checked>) {
         let news = {
             let mut known = self.whole.known.lock();
-            known.running = false;
+            known.progress = Progress::Waits(Box::default());
             if let Some(found) = found {
                 known.find(found);
             }
@@ -181,36 +208,50 @@ impl Layer {
         }
     }
 
-    fn scan(self: &Arc<Self>) {
-        let scan = Scan { scanner: TarScanner::new(), rows: 0, wrong: None };
-        step(&self.engine, Arc::downgrade(self), 0, Scanned { hash: Sha256::new(), scan });
+    /// Where the scan has to stop that is here: at the end of a span, of its step, or of the tar. Nothing if what comes there is not here.
+    fn here_from(&self, at: u64) -> Option<u64> {
+        let next = at..self.tar_size.min(at.saturating_add(1));
+        let span = self.spans.covering(&next).next()?;
+        let end = self.row(span).ok()?.tar.end.min(self.tar_size).min(at.saturating_add(STEP));
+        (self.has(span) && end > at).then_some(end)
     }
 }
 
-/// Scans the next bytes, and has the following ones scanned when there is nothing more urgent. A layer that is closed meanwhile is left alone.
-fn step(engine: &Arc<Engine>, layer: Weak<Layer>, at: u64, mut scanned: Scanned) {
+/// Scans the next bytes, and has the following ones scanned when there is nothing more urgent, as far as they are here. A layer that is closed
+/// meanwhile is left alone.
+fn step(engine: &Arc<Engine>, layer: Weak<Layer>, mut scanned: Box<Scanned>) {
     let engine_again = Arc::clone(engine);
     engine.pool.run(Demand::Fill, move |scratch| {
         let Some(open) = layer.upgrade() else { return };
-        let end = open.tar_size.min(at.saturating_add(STEP));
-        if let Err(error) = scanned.take(&open, at, end, scratch) {
-            tracing::warn!(layer = %open.key.layer, %error, "a complete layer could not be checked");
-            return open.scanned(None);
+        if let Err(error) = scanned.take(&open, scratch) {
+            tracing::warn!(layer = %open.key.layer, %error, "a layer could not be checked");
+            // It is tried again there when there is a reason to.
+            open.whole.known.lock().progress = Progress::Waits(scanned);
+            return;
         }
-        if end < open.tar_size {
-            step(&engine_again, layer, end, scanned);
-        } else {
-            engine_again.conclude(&open, scanned);
+        if scanned.at >= open.tar_size {
+            return engine_again.conclude(&open, *scanned);
+        }
+        let next = {
+            let mut known = open.whole.known.lock();
+            // Whatever comes from now on finds it waiting.
+            known.progress = Progress::Waits(scanned);
+            known.resume(&open)
+        };
+        if let Some(scanned) = next {
+            step(&engine_again, layer, scanned);
         }
     });
 }
 
 impl Scanned {
-    fn take(&mut self, layer: &Layer, at: u64, end: u64, scratch: &mut Scratch) -> Result<(), ReadError> {
-        let len = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
-        let space = scratch.space(len);
-        layer.read_tar(space, at)?;
+    /// The next bytes, where they are here.
+    fn take(&mut self, layer: &Layer, scratch: &mut Scratch) -> Result<(), ReadError> {
+        let Some(end) = layer.here_from(self.at) else { return Ok(()) };
+        let space = scratch.space(usize::try_from(end.saturating_sub(self.at)).unwrap_or(usize::MAX));
+        layer.read_tar(space, self.at)?;
         self.add(layer, space);
+        self.at = end;
         Ok(())
     }
 
@@ -241,6 +282,19 @@ impl Scanned {
             digest,
             confirmed: claims.contains(&DiffId(digest)),
         }
+    }
+}
+
+impl Default for Scanned {
+    fn default() -> Self {
+        let scan = Scan { scanner: TarScanner::new(), rows: 0, wrong: None };
+        Self { at: 0, hash: Sha256::new(), scan }
+    }
+}
+
+impl std::fmt::Debug for Scanned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scanned").field("at", &self.at).finish_non_exhaustive()
     }
 }
 

@@ -9,7 +9,7 @@ use lazy_layer::{BlobSource, Completeness, Layer, ReadError};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::bed::{Bed, Fault, PATIENCE, Source, ask, nid, read, read_all};
-use crate::making::{Made, Shape, append, digest};
+use crate::making::{Made, Random, Shape, append, digest};
 
 const SHAPES: [Shape; 3] = [Shape::Gzip, Shape::Members(100_000), Shape::Plain];
 
@@ -96,6 +96,41 @@ fn a_layer_that_is_something_else_is_refused_until_somebody_says_the_truth() {
     assert!(layer.is_complete(), "that somebody has said the truth is kept");
     layer.expect(&digest(b"something else"));
     assert!(layer.is_complete());
+}
+
+#[test]
+fn the_order_in_which_a_layer_comes_does_not_matter() {
+    let mut random = Random::seeded("the_order_in_which_a_layer_comes_does_not_matter");
+    for shape in SHAPES {
+        for honest in [true, false] {
+            let made = Made::random(random.next(), shape, 30, 32_768);
+            let bed = Bed::new();
+            let (layer, _source, _attachment) = bed.lazy(&made);
+            let said = if honest { diff_id(&made) } else { digest(b"something else") };
+            let mut order: Vec<_> = made.files.iter().map(|(path, _)| path.as_str()).collect();
+            // From the front to the back, from the back to the front, or in no order.
+            match random.below(3) {
+                0 => {}
+                1 => order.reverse(),
+                _ => order.sort_by_cached_key(|_| random.next()),
+            }
+            let moment = random.below(order.len() as u64 + 1) as usize;
+            for (number, path) in order.iter().enumerate() {
+                if number == moment {
+                    layer.expect(&said);
+                }
+                // The last read of what is a lie may come too late.
+                let _ = read(&layer, path);
+            }
+            layer.read_file(0, u32::MAX, Box::new(|_| {}));
+            if moment == order.len() {
+                layer.expect(&said);
+            }
+            assert_eq!(settled(&bed, &layer), honest, "{shape:?}, told after {moment} of {order:?}");
+            let now = if honest { Completeness::Complete } else { Completeness::Refused };
+            assert_eq!(layer.status().completeness, now);
+        }
+    }
 }
 
 #[test]
