@@ -31,6 +31,7 @@ mod attach;
 mod device;
 mod erofs;
 pub mod errand;
+mod held;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -57,6 +58,9 @@ pub struct KernelOptions {
     /// Loop devices that are tried while others are faster with them.
     #[arg(long)]
     pub loop_attempts: u32,
+    /// Files of a layer that keep what the kernel has cached of them when the layer leaves FUSE.
+    #[arg(long)]
+    pub held_files: u32,
 }
 
 /// How long an unmount waits.
@@ -135,7 +139,12 @@ pub struct KernelError {
 
 impl Default for KernelOptions {
     fn default() -> KernelOptions {
-        KernelOptions { read_ahead_kib: 1024, local_read_ahead_kib: 1024, loop_attempts: 64 }
+        KernelOptions {
+            read_ahead_kib: 1024,
+            local_read_ahead_kib: 1024,
+            loop_attempts: 64,
+            held_files: 65_536,
+        }
     }
 }
 

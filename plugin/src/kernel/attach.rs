@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::device::Device;
+use super::held::HeldFiles;
 use super::{Backing, DIRECTORY, KernelError, KernelOptions, erofs, failed};
 use crate::fuse::FuseMount;
 
@@ -79,7 +80,9 @@ pub(super) fn exchange(at: &Path, path: &Path, options: KernelOptions) -> Result
     let local = file.metadata().map_err(failed("look at", path))?;
     let backing = device.backing().map_err(failed("look at the loop device of", at))?;
     if (backing.device, backing.inode) != (split(local.dev()), local.ino()) {
+        let cached = HeldFiles::below(at, usize::try_from(options.held_files).unwrap_or(usize::MAX));
         device.change(&file).map_err(failed("put the local file under", at))?;
+        cached.let_go();
     }
     suit_a_disk(&device, options);
     Ok(())

@@ -117,6 +117,9 @@ mod tests {
 
     use super::*;
 
+    /// Other tests take devices at the same time.
+    const ATTEMPTS: u32 = 64;
+
     fn backing(folder: &Path) -> File {
         fs::write(folder.join("file"), [7; 4096]).unwrap();
         File::open(folder.join("file")).unwrap()
@@ -129,7 +132,7 @@ mod tests {
         let devices: Vec<Device> = thread::scope(|scope| {
             let one = || {
                 start.wait();
-                Device::over(&file, 64, false).unwrap()
+                Device::over(&file, ATTEMPTS, false).unwrap()
             };
             let threads: Vec<_> = (0..24).map(|_| scope.spawn(one)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -153,7 +156,7 @@ mod tests {
     #[test]
     fn a_node_that_is_missing_is_made() {
         let folder = tempfile::tempdir().unwrap();
-        let device = Device::over(&backing(folder.path()), 1, false).unwrap();
+        let device = Device::over(&backing(folder.path()), ATTEMPTS, false).unwrap();
         let number = device.path().to_str().unwrap().trim_start_matches("/dev/loop").parse().unwrap();
         let path = folder.path().join("node");
         let made = open(&path, number).unwrap();
@@ -164,7 +167,7 @@ mod tests {
     #[test]
     fn the_file_can_be_exchanged_for_one_of_the_same_size() {
         let folder = tempfile::tempdir().unwrap();
-        let device = Device::over(&backing(folder.path()), 1, false).unwrap();
+        let device = Device::over(&backing(folder.path()), ATTEMPTS, false).unwrap();
         let other = |name: &str, length| {
             fs::write(folder.path().join(name), vec![9; length]).unwrap();
             File::open(folder.path().join(name)).unwrap()

@@ -201,6 +201,7 @@ impl Errand {
             put("read-ahead-kib", &options.read_ahead_kib.to_string());
             put("local-read-ahead-kib", &options.local_read_ahead_kib.to_string());
             put("loop-attempts", &options.loop_attempts.to_string());
+            put("held-files", &options.held_files.to_string());
         }
         if matches!(self, Errand::Attach { complete: true, .. }) {
             line.push("--complete".into());
@@ -233,7 +234,7 @@ mod tests {
     use crate::args::{Args, Command};
 
     const OPTIONS: KernelOptions =
-        KernelOptions { read_ahead_kib: 7, local_read_ahead_kib: 8, loop_attempts: 9 };
+        KernelOptions { read_ahead_kib: 7, local_read_ahead_kib: 8, loop_attempts: 9, held_files: 10 };
 
     #[test]
     fn arguments_come_back() {
