@@ -6,7 +6,8 @@
 //! the kernel, and a read of what is missing waits in FUSE alone: with direct I/O the loop device has all reads under way at the same time.
 //!
 //! When the layer is complete, [`KernelMount::leave_fuse`] puts the local layer file in the place of the hidden one, under whoever reads: they
-//! need neither FUSE nor this process any more. A layer that is complete from the beginning is mounted from the local file at once.
+//! need neither FUSE nor this process any more. Where the kernel can, that file is then mounted without a loop device for who comes later, and so is
+//! a layer that is complete from the beginning.
 //!
 //! Whatever fails leaves the FUSE mount, and says so in one line. Loop devices are never asked for by number: each has its EROFS mount,
 //! and is let go of by the kernel when the last of mount and container has gone ("autoclear"). What may wait for FUSE is never done by this
@@ -61,6 +62,9 @@ pub struct KernelOptions {
     /// Files of a layer that keep what the kernel has cached of them when the layer leaves FUSE.
     #[arg(long)]
     pub held_files: u32,
+    /// Layers that are complete are mounted without a loop device: this machine can, as [`Kernel::probe`] finds.
+    #[arg(long)]
+    pub without_device: bool,
 }
 
 /// How long an unmount waits.
@@ -144,6 +148,7 @@ impl Default for KernelOptions {
             local_read_ahead_kib: 1024,
             loop_attempts: 64,
             held_files: 65_536,
+            without_device: false,
         }
     }
 }
@@ -164,7 +169,7 @@ impl Kernel {
     /// # Errors
     /// What it lacks.
     pub fn probe(scratch: &Path, options: KernelOptions, patience: Patience) -> Result<Kernel, ProbeError> {
-        probe::probe(scratch, options)?;
+        let options = KernelOptions { without_device: probe::probe(scratch, options)?, ..options };
         Ok(Kernel { options, patience, program: PathBuf::from(THIS_PROGRAM) })
     }
 

@@ -14,6 +14,7 @@ pub mod fuse;
 pub mod grpc;
 pub mod keeper;
 pub mod kernel;
+mod mountinfo;
 mod notify;
 pub mod resolve;
 pub mod snapshot;

@@ -146,6 +146,8 @@ pub(super) fn kernel_options(config: &Config) -> (KernelOptions, Patience) {
         local_read_ahead_kib: number(config.fuse.local_read_ahead_kib),
         loop_attempts: number(config.fuse.loop_attempts),
         held_files: number(config.fuse.held_files),
+        // Found out.
+        without_device: false,
     };
     let patience =
         Patience { unmount: config.unmount_deadline(), reads: millis(config.deadlines.kernel_reads_msec) };

@@ -18,12 +18,21 @@ pub(super) fn attach(
     options: KernelOptions,
 ) -> Result<Backing, KernelError> {
     let mount_point = fuse.with_file_name(DIRECTORY);
-    let (device, backing) = match adopt(fuse, file, &mount_point) {
+    if erofs::file_at(&mount_point).as_deref() == Some(file) {
+        return Ok(Backing::Local);
+    }
+    let adopted = adopt(fuse, file, &mount_point);
+    if adopted.is_none() {
+        erofs::clear(&mount_point).map_err(failed("clear", &mount_point))?;
+        make(&mount_point)?;
+    }
+    let is_local = adopted.as_ref().map_or(complete, |(_, backing)| *backing == Backing::Local);
+    if is_local && options.without_device && erofs::mount_file(file, &mount_point).is_ok() {
+        return Ok(Backing::Local);
+    }
+    let (device, backing) = match adopted {
         Some(found) => found,
-        None => {
-            erofs::clear(&mount_point).map_err(failed("clear", &mount_point))?;
-            mount(fuse, file, complete, &mount_point, options)?
-        }
+        None => mount(fuse, file, complete, &mount_point, options)?,
     };
     match backing {
         Backing::Local => suit_a_disk(&device, options),
@@ -32,7 +41,7 @@ pub(super) fn attach(
     Ok(backing)
 }
 
-/// What is mounted, if its bytes come from this layer's file or by way of this very FUSE mount.
+/// What is mounted by way of a loop device, if its bytes come from this layer's file or by way of this very FUSE mount.
 fn adopt(fuse: &Path, file: &Path, mount_point: &Path) -> Option<(Device, Backing)> {
     let device = erofs::device_at(mount_point)?;
     let found = device.backing().ok().filter(|found| found.read_only)?;
@@ -43,6 +52,12 @@ fn adopt(fuse: &Path, file: &Path, mount_point: &Path) -> Option<(Device, Backin
     // A device number belongs to one mounted file system: another FUSE mount would have another.
     let over_fuse = FuseMount::layer_file_id(fuse).ok()?;
     ((found.device, found.inode) == over_fuse && found.direct_io).then_some((device, Backing::Fuse))
+}
+
+fn make(mount_point: &Path) -> Result<(), KernelError> {
+    std::fs::create_dir(mount_point)
+        .or_else(|error| if mount_point.is_dir() { Ok(()) } else { Err(error) })
+        .map_err(failed("make", mount_point))
 }
 
 fn mount(
@@ -65,26 +80,33 @@ fn mount(
     if direct_io && !device.backing().is_ok_and(|backing| backing.direct_io) {
         device.set_direct_io(true).map_err(failed("read with direct I/O", &path))?;
     }
-    std::fs::create_dir(mount_point)
-        .or_else(|error| if mount_point.is_dir() { Ok(()) } else { Err(error) })
-        .map_err(failed("make", mount_point))?;
     erofs::mount(&device, mount_point).map_err(failed("mount EROFS at", mount_point))?;
     Ok((device, backing))
 }
 
-/// Puts the local file under the EROFS mount at this place. Waits for the reads in flight. One that has it already is fine.
+/// Puts the local file under the EROFS mount at this place, and where that can be done without a loop device, mounts it in the place of that mount for who
+/// comes from now on. Waits for the reads in flight. One that has it already is fine.
 pub(super) fn exchange(at: &Path, path: &Path, options: KernelOptions) -> Result<(), KernelError> {
+    if erofs::file_at(at).as_deref() == Some(path) {
+        return Ok(());
+    }
     let gone = || failed("find the loop device of", at)(io::ErrorKind::NotFound.into());
     let device = erofs::device_at(at).ok_or_else(gone)?;
     let file = File::open(path).map_err(failed("open", path))?;
     let local = file.metadata().map_err(failed("look at", path))?;
     let backing = device.backing().map_err(failed("look at the loop device of", at))?;
     if (backing.device, backing.inode) != (split(local.dev()), local.ino()) {
-        let cached = HeldFiles::below(at, usize::try_from(options.held_files).unwrap_or(usize::MAX));
+        // Containers that run hold by themselves what they have looked up, and others get another mount where there is one.
+        let most = if options.without_device { 0 } else { options.held_files };
+        let cached = HeldFiles::below(at, usize::try_from(most).unwrap_or(usize::MAX));
         device.change(&file).map_err(failed("put the local file under", at))?;
         cached.let_go();
     }
     suit_a_disk(&device, options);
+    if options.without_device {
+        // What fails leaves it slower.
+        let _ = erofs::mount_file(path, at);
+    }
     Ok(())
 }
 

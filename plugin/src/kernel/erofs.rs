@@ -1,14 +1,18 @@
-//! EROFS mounts of loop devices.
+//! EROFS mounts: of loop devices, and of files without one.
 
 use std::ffi::CStr;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 
 use super::device::Device;
+use crate::mountinfo::MountInfo;
 
 const TYPE: &str = "erofs";
 /// `EROFS_SUPER_MAGIC_V1` of `linux/magic.h`.
@@ -19,6 +23,36 @@ pub(super) fn mount(device: &Device, at: &Path) -> io::Result<()> {
     let flags = MountFlags::RDONLY | MountFlags::NODEV;
     rustix::mount::mount(device.path(), at, TYPE, flags, None::<&CStr>)?;
     Ok(())
+}
+
+/// Mounts a file of the local disk without a device between (Linux 6.12). What is mounted at this place already is out of sight in the same
+/// moment, and whoever uses it goes on with it.
+pub(super) fn mount_file(file: &Path, at: &Path) -> io::Result<()> {
+    let context = fsopen(TYPE, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_flag(&context, "ro")?;
+    fsconfig_set_string(&context, "source", file)?;
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let place = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    if !is_mounted(at) {
+        move_mount(&mount, "", CWD, at, place)?;
+        return Ok(());
+    }
+    // There is no moment without a mount: who starts a container now gets one or the other.
+    move_mount(&mount, "", CWD, at, place | MoveMountFlags::MOVE_MOUNT_BENEATH)?;
+    match rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The file that is mounted as EROFS exactly here, without a device.
+pub(super) fn file_at(at: &Path) -> Option<PathBuf> {
+    let mounts = MountInfo::all().ok()?;
+    let mount = mounts.into_iter().rfind(|mount| mount.point == at)?;
+    let is_file = mount.kind == TYPE.as_bytes() && device_at(at).is_none();
+    is_file.then_some(mount.source)
 }
 
 /// The loop device that is mounted as EROFS exactly here.
@@ -45,13 +79,17 @@ fn mount_root(at: &Path) -> Option<Statx> {
 
 /// Unmounts; what is in use is taken out of sight, after `in_use` was told. Nothing there is fine.
 pub(super) fn unmount(at: &Path, in_use: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    match rustix::mount::unmount(at, UnmountFlags::NOFOLLOW) {
-        Err(Errno::BUSY) => {
-            in_use()?;
-            clear(at)
+    loop {
+        match rustix::mount::unmount(at, UnmountFlags::NOFOLLOW) {
+            // There is another below if somebody was killed while he exchanged them.
+            Ok(()) => {}
+            Err(Errno::BUSY) => {
+                in_use()?;
+                return clear(at);
+            }
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
         }
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -64,5 +102,37 @@ pub(super) fn clear(at: &Path) -> io::Result<()> {
             Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use erofs_image::{TreeBuilder, write};
+
+    use super::*;
+
+    fn points(at: &Path) -> usize {
+        MountInfo::all().unwrap().iter().filter(|mount| mount.point == at).count()
+    }
+
+    #[test]
+    fn nothing_stays_of_several_on_top_of_one_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, at) = (folder.path().join("image"), folder.path().join("a b"));
+        let mut bytes = write(&TreeBuilder::new().finish(), 0).unwrap().metadata;
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        fs::write(&image, bytes).unwrap();
+        fs::create_dir(&at).unwrap();
+        for _ in 0..2 {
+            mount(&Device::over(&File::open(&image).unwrap(), 64, false).unwrap(), &at).unwrap();
+        }
+        assert_eq!((points(&at), file_at(&at)), (2, None));
+        assert!(device_at(&at).is_some());
+        unmount(&at, || panic!("nobody uses them")).unwrap();
+        assert_eq!(points(&at), 0);
+        assert!(!is_mounted(&at));
+        unmount(&at, || panic!("nothing is there")).unwrap();
     }
 }

@@ -203,6 +203,9 @@ impl Errand {
             put("loop-attempts", &options.loop_attempts.to_string());
             put("held-files", &options.held_files.to_string());
         }
+        if options.is_some_and(|options| options.without_device) {
+            line.push("--without-device".into());
+        }
         if matches!(self, Errand::Attach { complete: true, .. }) {
             line.push("--complete".into());
         }
@@ -233,8 +236,13 @@ mod tests {
     use super::*;
     use crate::args::{Args, Command};
 
-    const OPTIONS: KernelOptions =
-        KernelOptions { read_ahead_kib: 7, local_read_ahead_kib: 8, loop_attempts: 9, held_files: 10 };
+    const OPTIONS: KernelOptions = KernelOptions {
+        read_ahead_kib: 7,
+        local_read_ahead_kib: 8,
+        loop_attempts: 9,
+        held_files: 10,
+        without_device: true,
+    };
 
     #[test]
     fn arguments_come_back() {

@@ -33,8 +33,8 @@ pub enum ProbeError {
     },
 }
 
-/// Mounts a small image and reads it back. Leaves nothing behind.
-pub(super) fn probe(scratch: &Path, options: KernelOptions) -> Result<(), ProbeError> {
+/// Mounts a small image and reads it back. Gives whether the same goes without a loop device. Leaves nothing behind.
+pub(super) fn probe(scratch: &Path, options: KernelOptions) -> Result<bool, ProbeError> {
     let place = scratch.join("kernel-check");
     let scratch = |source| ProbeError::Scratch { path: place.clone(), source };
     let (image, at) = (place.join("image"), place.join("mounted"));
@@ -43,14 +43,22 @@ pub(super) fn probe(scratch: &Path, options: KernelOptions) -> Result<(), ProbeE
     let _ = fs::remove_dir_all(&place);
     fs::create_dir_all(&at).map_err(scratch)?;
     let result = fs::write(&image, tiny()).map_err(scratch).and_then(|()| mounted(&image, &at, options));
+    let result = result.and_then(|()| {
+        erofs::clear(&at).map_err(scratch)?;
+        Ok(erofs::mount_file(&image, &at).is_ok() && read_back(&at).is_ok())
+    });
     let cleared = erofs::clear(&at).and_then(|()| fs::remove_dir_all(&place)).map_err(scratch);
-    result.and(cleared)
+    result.and_then(|without_device| cleared.map(|()| without_device))
 }
 
 fn mounted(image: &Path, at: &Path, options: KernelOptions) -> Result<(), ProbeError> {
     let device = File::open(image).and_then(|file| Device::over(&file, options.loop_attempts, false));
     let device = device.map_err(ProbeError::Loop)?;
     erofs::mount(&device, at).map_err(ProbeError::Erofs)?;
+    read_back(at)
+}
+
+fn read_back(at: &Path) -> Result<(), ProbeError> {
     match fs::read(at.join("file")) {
         Ok(content) if content == CONTENT => Ok(()),
         Ok(_) => Err(ProbeError::Read(io::ErrorKind::InvalidData.into())),

@@ -16,6 +16,7 @@ use ztoc::CompressedOffset;
 use super::*;
 use crate::fuse::{FuseMount, FuseOptions, Unmounted};
 use crate::keeper::Hold;
+use crate::mountinfo::MountInfo;
 
 #[derive(Debug)]
 struct Blob(Bytes);
@@ -59,6 +60,21 @@ fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 #[test]
 fn readers_go_on_when_fuse_has_gone() {
+    readers_go_on(false);
+}
+
+/// Where this machine can do without loop devices; else as before.
+#[test]
+fn readers_go_on_without_a_device_for_new_ones() {
+    let scratch = tempfile::tempdir().unwrap();
+    readers_go_on(probe::probe(scratch.path(), KernelOptions::default()).unwrap());
+}
+
+fn mounts_at(point: &Path) -> usize {
+    MountInfo::all().unwrap().iter().filter(|mount| mount.point == point).count()
+}
+
+fn readers_go_on(without_device: bool) {
     let root = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = LayerStore::open(StoreOptions::new(root.path()), runtime.handle().clone()).unwrap();
@@ -70,11 +86,12 @@ fn readers_go_on_when_fuse_has_gone() {
     fs::create_dir_all(&at).unwrap();
     let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
     let fuse = FuseMount::mount(Arc::clone(&layer), &at, options, |_| Hold::none()).unwrap();
-    let (options, patience) =
-        (KernelOptions { read_ahead_kib: 128, ..KernelOptions::default() }, Patience::default());
-    let mount = Kernel { options, patience, program: THIS_PROGRAM.into() }.attach(&layer, &at).unwrap();
+    let options = KernelOptions { read_ahead_kib: 128, without_device, ..KernelOptions::default() };
+    let kernel = Kernel { options, patience: Patience::default(), program: THIS_PROGRAM.into() };
+    let mount = kernel.attach(&layer, &at).unwrap();
 
     let mut early = File::open(mount.mount_point().join("usr/lib/rand")).unwrap();
+    let device = erofs::device_at(mount.mount_point()).unwrap();
     let before = contents(mount.mount_point());
     assert!(before.len() > 5);
     io::copy(&mut File::open(FuseMount::layer_file(&at)).unwrap(), &mut io::sink()).unwrap();
@@ -95,11 +112,22 @@ fn readers_go_on_when_fuse_has_gone() {
     early.read_to_end(&mut rand).unwrap();
     assert_eq!(rand, before[&mount.mount_point().join("usr/lib/rand")]);
     assert_eq!(contents(mount.mount_point()), before);
-    let device = erofs::device_at(mount.mount_point()).unwrap().backing().unwrap();
-    let local = fs::metadata(layer.path()).unwrap();
-    assert_eq!((device.device, device.inode), (attach::split(local.dev()), local.ino()));
-    assert!(!device.direct_io);
+    let (backing, local) = (device.backing().unwrap(), fs::metadata(layer.path()).unwrap());
+    assert_eq!((backing.device, backing.inode), (attach::split(local.dev()), local.ino()));
+    assert!(!backing.direct_io);
+    let new = erofs::file_at(mount.mount_point());
+    assert_eq!(new.as_deref(), without_device.then_some(layer.path().as_path()));
+
+    // Who comes later goes on with what is there.
+    let id = |path: &Path| fs::metadata(path).unwrap().dev();
+    let before = id(mount.mount_point());
+    let mount = kernel.attach(&layer, &at).unwrap();
+    assert_eq!(mount.front_end(), FrontEnd::Local);
+    assert_eq!((id(mount.mount_point()), mounts_at(mount.mount_point())), (before, 1));
+    mount.exchange().unwrap();
+    assert_eq!((id(mount.mount_point()), mounts_at(mount.mount_point())), (before, 1));
     drop(early);
     assert_eq!(mount.unmount().unwrap(), Unmounting::Done);
+    assert_eq!(mounts_at(mount.mount_point()), 0);
     assert_eq!(fs::read_dir(at.with_file_name("erofs")).unwrap().count(), 0);
 }

@@ -1,15 +1,14 @@
 //! The snapshots' directories: `<root>/snapshotter/snapshots/<id>/{fs,work}`.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::record::{Id, Usage};
+use crate::mountinfo::MountInfo;
 
 /// Begins the name of a directory that is being made.
 const STAGED: &str = "new-";
@@ -147,7 +146,7 @@ impl Tree {
     /// # Errors
     /// The system's.
     pub fn mounted(&self) -> io::Result<HashSet<Id>> {
-        let points = mount_points(&fs::read("/proc/self/mountinfo")?);
+        let points = mount_points()?;
         Ok(points
             .iter()
             .filter(|point| point.ends_with("fs"))
@@ -182,7 +181,7 @@ impl Tree {
     }
 
     fn unmount(&self, wanted: impl Fn(&Path) -> bool) -> io::Result<usize> {
-        let mut points = mount_points(&fs::read("/proc/self/mountinfo")?);
+        let mut points = mount_points()?;
         points.retain(|point| wanted(point));
         // The last mounted is on top.
         for point in points.iter().rev() {
@@ -252,34 +251,9 @@ impl Drop for Staged<'_> {
     }
 }
 
-/// Fifth column of mountinfo, its octal escapes undone, in the order of mounting.
-fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
-    mountinfo
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|point| PathBuf::from(OsString::from_vec(unescaped(point))))
-        .collect()
-}
-
-fn unescaped(text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..3).filter(|_| *first == b'\\').and_then(|digits| {
-            std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 8).ok())
-        });
-        match code {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    bytes
+/// In the order of mounting.
+fn mount_points() -> io::Result<Vec<PathBuf>> {
+    Ok(MountInfo::all()?.into_iter().map(|mount| mount.point).collect())
 }
 
 #[cfg(test)]
@@ -327,12 +301,5 @@ mod tests {
         assert_eq!(tree.owner(&tree.path().join("new-1/fs")), None);
         assert_eq!(tree.owner(tree.path()), None);
         assert_eq!(tree.owner(Path::new("/12/fs")), None);
-    }
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        let info =
-            b"36 35 98:0 / /a\\040b rw,noatime master:1 - ext3 /dev/root rw\n37 36 0:4 / /c\\ rw - x y z\n";
-        assert_eq!(mount_points(info), [PathBuf::from("/a b"), PathBuf::from("/c\\")]);
     }
 }
