@@ -174,7 +174,7 @@ pub(crate) fn processes(wanted: impl Fn(&[String]) -> bool) -> Vec<i32> {
     .collect()
 }
 
-fn processes_of(parent: i32) -> Vec<i32> {
+pub(crate) fn processes_of(parent: i32) -> Vec<i32> {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }

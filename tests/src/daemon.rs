@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::containerd::{kill, processes};
+use crate::containerd::{kill, processes, processes_of};
 use crate::forgery::replace;
 use crate::process::{Process, Said, say};
 use crate::service::ServiceManager;
@@ -164,7 +164,11 @@ impl Daemon {
     /// Ends it.
     pub fn stop(&mut self, signal: Signal) {
         if let Some(mut process) = self.process.take() {
+            // A supervisor that is killed passes nothing on.
+            let supervised = signal == Signal::KILL && self.arguments.contains(&"--supervise");
+            let left = if supervised { processes_of(process.id() as i32) } else { Vec::new() };
             let status = process.stop(signal);
+            left.into_iter().for_each(kill);
             assert!(status.is_some() || signal == Signal::KILL, "the daemon did not end after {signal:?}");
         }
     }
