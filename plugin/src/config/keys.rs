@@ -453,8 +453,8 @@ tables! {
         read_ahead_queue "limits.read_ahead_queue": Int(1..=65_536) = 256;
         /// Compressed bytes on their way ahead of readers while another read waits.
         ahead_while_waiting_bytes "limits.ahead_while_waiting_bytes": Size = "2mb";
-        /// Neighbours of what was read that are fetched by guess in one layer before one proved useful; later, as many as were of use, again (0: none).
-        guesses "limits.guesses": Int(0..=65_536) = 0;
+        /// Spans that follow what was read and are fetched by guess in one layer before one proved useful; later, three for each that did (0: none).
+        guesses "limits.guesses": Int(0..=65_536) = 4;
         /// Files that a program that starts is followed to (its libraries, theirs, and so on), which are fetched ahead of it (0: none, nor start.files).
         start_files "limits.start_files": Int(0..=65_536) = 256;
         /// Bytes of such files that are fetched because of one program.

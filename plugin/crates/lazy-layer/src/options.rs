@@ -48,8 +48,7 @@ pub struct StoreOptions {
     pub max_ahead_while_waiting: u64,
     /// Compressed bytes that one sequence of reads is preceded by at most; 0 turns reading ahead off. Default 16 MiB.
     pub max_read_ahead: u64,
-    /// Neighbours of what was read that are fetched by guess in one layer before any turned out to be right; 0 for no guesses. Default 0: a fifth more bytes, and no start was
-    /// clearly faster.
+    /// Spans that follow what was read and are fetched by guess in one layer before any turned out to be right; 0 for no guesses. Default 4.
     pub max_guesses: u64,
     /// Sequences of reads that are followed in one layer at the same time; past that, the one that rests longest is forgotten. Default 8.
     pub max_streams: usize,
@@ -175,7 +174,7 @@ impl StoreOptions {
             max_range: 16 << 20,
             max_ahead_while_waiting: 2 << 20,
             max_read_ahead: 16 << 20,
-            max_guesses: 0,
+            max_guesses: 4,
             max_streams: 8,
             max_ahead_queue: 256,
             max_rechecks: 2,

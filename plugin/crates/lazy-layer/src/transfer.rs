@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -28,6 +29,9 @@ pub(crate) struct Transfer {
     at: u64,
     /// The span whose bytes come, once some have.
     landing: Option<Arc<Landing>>,
+    begun: Instant,
+    /// Until its first bytes came.
+    way: Option<Duration>,
     ended: bool,
 }
 
@@ -40,12 +44,24 @@ impl Transfer {
         spans: Range<usize>,
         range: Range<u64>,
     ) -> Self {
-        Self { id, engine, layer, source, at: range.start, range, spans, landing: None, ended: false }
+        Self {
+            id,
+            engine,
+            layer,
+            source,
+            at: range.start,
+            range,
+            spans,
+            landing: None,
+            begun: Instant::now(),
+            way: None,
+            ended: false,
+        }
     }
 
     /// Does all of it.
     pub(crate) async fn run(mut self) {
-        let (layer, source) = (Arc::clone(&self.layer), self.source.id);
+        let (layer, source, spans) = (Arc::clone(&self.layer), self.source.id, self.spans.clone());
         let outcome = tokio::select! {
             outcome = self.receive() => outcome,
             () = layer.sources().detached(source) => Outcome::Detached,
@@ -53,6 +69,16 @@ impl Transfer {
         if let Outcome::Failed(error) | Outcome::TooShort(error) = &outcome {
             tracing::debug!(layer = %layer.key().layer, spans = ?self.spans, %error, transient = error.is_transient(), "a ranged read failed");
         }
+        tracing::trace!(
+            layer = %layer.key().layer,
+            ?spans,
+            left = ?self.spans,
+            bytes = self.at.saturating_sub(self.range.start),
+            of = self.range.end.saturating_sub(self.range.start),
+            way_usec = self.way.unwrap_or_default().as_micros(),
+            took_usec = self.begun.elapsed().as_micros(),
+            "a ranged read ended"
+        );
         self.end(outcome);
     }
 
@@ -96,6 +122,7 @@ impl Transfer {
             };
             patience = patience.saturating_sub(asked.elapsed());
             got = piece.len() as u64;
+            self.way.get_or_insert_with(|| self.begun.elapsed());
             self.take(&piece);
         }
     }

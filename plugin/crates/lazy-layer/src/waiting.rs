@@ -130,7 +130,15 @@ impl PendingRead {
         if let Some((_, layer)) = &reader
             && self.blocks
         {
-            layer.counters().waited(self.since.elapsed());
+            let waited = self.since.elapsed();
+            tracing::trace!(
+                layer = %layer.key().layer,
+                spans = ?layer.spans().covering(&self.wanted.tar),
+                tar = self.wanted.tar.start,
+                usec = waited.as_micros(),
+                "a read waited"
+            );
+            layer.counters().waited(waited);
         }
         reader
     }

@@ -15,11 +15,6 @@ use crate::options::StoreOptions;
 use crate::sources::AttachedSource;
 use crate::transfer::Transfer;
 
-/// So many times what the link holds is asked for ahead while nobody waits.
-const DEPTH: u64 = 4;
-/// Parts that this is asked for in, so that several connections share it.
-const PARTS: u64 = 4;
-
 /// A transfer that can begin.
 struct Plan {
     layer: Arc<Layer>,
@@ -34,13 +29,27 @@ struct Plan {
 struct Load {
     /// Transfers that somebody waits for.
     reads: usize,
-    /// Whether bytes of one of them are coming.
+    /// Those, and what a program that starts will wait for.
+    certain: usize,
+    /// Whether bytes of one of the reads are coming.
     answered: bool,
-    /// Whether there is any for the trace or for reading ahead.
-    ahead: bool,
-    /// Bytes that are still to come.
+    /// The same, of all that is certain.
+    certain_answered: bool,
+    /// Bytes that are still to come, but for the background's.
     total: u64,
+    /// Those of them that nobody waits for yet.
     total_ahead: u64,
+}
+
+impl Load {
+    /// How many transfers go before one for `demand`, and whether bytes of any of them are coming.
+    fn before(self, demand: Demand) -> (usize, bool) {
+        match demand {
+            Demand::Read => (0, false),
+            Demand::Trace => (self.reads, self.answered),
+            Demand::ReadAhead | Demand::Fill => (self.certain, self.certain_answered),
+        }
+    }
 }
 
 impl Engine {
@@ -80,18 +89,17 @@ impl Inner {
 
     fn load(&self) -> Load {
         let mut load = Load::default();
-        for flying in self.flying() {
+        for flying in self.flying().filter(|flying| flying.demand < Demand::Fill) {
             load.total = load.total.saturating_add(flying.outstanding());
-            match flying.demand {
-                Demand::Read => {
-                    load.reads = load.reads.saturating_add(1);
-                    load.answered |= flying.answered;
-                }
-                Demand::Trace | Demand::ReadAhead => {
-                    load.ahead = true;
-                    load.total_ahead = load.total_ahead.saturating_add(flying.outstanding());
-                }
-                Demand::Fill => {}
+            if flying.demand == Demand::Read {
+                load.reads = load.reads.saturating_add(1);
+                load.answered |= flying.answered;
+            } else {
+                load.total_ahead = load.total_ahead.saturating_add(flying.outstanding());
+            }
+            if flying.demand < Demand::ReadAhead {
+                load.certain = load.certain.saturating_add(1);
+                load.certain_answered |= flying.answered;
             }
         }
         load
@@ -100,45 +108,36 @@ impl Inner {
     /// What a transfer for `demand` may do.
     pub(super) fn gate(&self, demand: Demand, options: &StoreOptions) -> Gate {
         let load = self.load();
-        let go = match demand {
-            Demand::Read => true,
-            // Until the answer to a read begins to come, the link would be idle.
-            Demand::Trace | Demand::ReadAhead => {
-                load.reads == 0 || (!load.answered && load.total_ahead <= options.max_ahead_while_waiting)
+        let go = match load.before(demand) {
+            (0, _) => demand < Demand::Fill || load.total == 0,
+            // Until the answer to what goes first begins to come, the link would be idle.
+            (_, answered) => {
+                demand < Demand::Fill && !answered && load.total_ahead <= options.max_ahead_while_waiting
             }
-            Demand::Fill => load.reads == 0 && !load.ahead,
         };
         if go { Gate::Go } else { Gate::Wait }
     }
 
-    /// Whether more may be asked for that nobody waits for yet.
-    fn admits_ahead(&self, load: Load, options: &StoreOptions) -> bool {
-        if load.reads > 0 {
-            load.total < self.low_water() && load.total_ahead < options.max_ahead_while_waiting
-        } else {
-            load.total_ahead < self.link.holds().saturating_mul(DEPTH)
+    /// Whether more may be asked for that nobody waits for yet: when so little is still to come that what is asked for now begins to come when that has come. Earlier,
+    /// it would share the line with that, or with what the next read waits for: whoever has just been answered reads on.
+    fn admits_ahead(&self, demand: Demand, load: Load, options: &StoreOptions) -> bool {
+        let holds = self.link.holds();
+        match load.before(demand) {
+            (0, _) => load.total < holds,
+            (_, answered) => {
+                answered && load.total < holds && load.total_ahead < options.max_ahead_while_waiting
+            }
         }
     }
 
-    /// With so much still to come of what somebody waits for, what is asked for now begins to come when that has come. Half of what the link holds is
-    /// for its moods.
-    fn low_water(&self) -> u64 {
-        let holds = self.link.holds();
-        holds.saturating_add(holds / 2)
-    }
-
-    /// Whether the last `got` bytes were those after which more may be asked for.
-    pub(super) fn has_room_after(&self, got: u64) -> bool {
+    /// Whether the last `got` bytes, `first` of their transfer or not, were those after which more may be asked for.
+    pub(super) fn has_room_after(&self, got: u64, first: bool) -> bool {
         if self.queue.is_empty() && self.fill.is_empty() {
             return false;
         }
-        let load = self.load();
-        let crossed = |left: u64, mark: u64| left < mark && left.saturating_add(got) >= mark;
-        if load.reads > 0 {
-            crossed(load.total, self.low_water())
-        } else {
-            crossed(load.total_ahead, self.link.holds().saturating_mul(DEPTH))
-        }
+        let (load, holds) = (self.load(), self.link.holds());
+        let crossed = |left: u64, mark: u64| left < mark && (first || left.saturating_add(got) >= mark);
+        crossed(load.total, holds)
     }
 
     /// The most urgent wish that can be served now, with those of its neighbours that come along. Wishes that no source is left for fail.
@@ -151,12 +150,12 @@ impl Inner {
     ) -> Option<Plan> {
         loop {
             let load = self.load();
-            let ahead = self.admits_ahead(load, options);
             let mut hopeless: Option<Ticket> = None;
             let mut plan = None;
             for ticket in &self.queue {
                 let urgent = ticket.demand == Demand::Read;
-                if !urgent && !ahead {
+                // What comes after it in the queue is not admitted either.
+                if !urgent && !self.admits_ahead(ticket.demand, load, options) {
                     break;
                 }
                 if urgent && load.reads >= options.max_fetches {
@@ -184,8 +183,10 @@ impl Inner {
                 }
                 let limit = match ticket.demand {
                     Demand::Read => options.max_range,
-                    _ if load.reads > 0 => options.max_ahead_while_waiting.saturating_sub(load.total_ahead),
-                    _ => self.link.holds().saturating_mul(DEPTH) / PARTS,
+                    demand if load.before(demand).0 > 0 => {
+                        options.max_ahead_while_waiting.saturating_sub(load.total_ahead)
+                    }
+                    _ => self.link.holds(),
                 };
                 let limit = limit.min(options.max_range);
                 let follow = options.max_ahead_while_waiting.saturating_sub(load.total_ahead);

@@ -134,8 +134,9 @@ impl Inner {
     ) -> (Gate, bool) {
         let Some(flying) = self.transfers.get_mut(&id) else { return (Gate::Stop, false) };
         flying.at = at;
+        let first = got > 0 && !flying.answered;
         if got > 0 {
-            if !flying.answered {
+            if first {
                 flying.answered = true;
                 self.link.answered(now.saturating_duration_since(flying.since), now);
             }
@@ -145,7 +146,7 @@ impl Inner {
             }
         }
         let (done, demand, answered) = (at >= flying.end_byte, flying.demand, flying.answered);
-        let room = got > 0 && self.has_room_after(got);
+        let room = got > 0 && self.has_room_after(got, first);
         let gate = match demand {
             _ if done => Gate::Stop,
             // It was asked for so that it begins to come when it may.

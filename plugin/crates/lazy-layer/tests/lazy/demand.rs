@@ -7,7 +7,7 @@ use lazy_layer::{Attachment, BlobSource, Layer, SourceError, StoreOptions};
 
 use crate::bed::{Asked, Bed, Fault, PATIENCE, Source, ask, asked_for, nid, read_all};
 use crate::making::{Made, Random, Shape, append};
-use crate::script::Script;
+use crate::script::{Request, Script};
 
 const SPAN: u64 = 128 << 10;
 const SPANS: u64 = 48;
@@ -104,6 +104,33 @@ fn a_neighbour_is_guessed_behind_a_read() {
     assert_eq!(request.range, bytes_of(20));
     request.serve();
     check(&made, 20, asked);
+}
+
+#[test]
+fn what_is_expected_is_asked_for_when_the_answer_to_a_read_has_begun() {
+    let made = large();
+    let (_bed, layer, script, _attachment) = scripted(&made, |options| {
+        options.max_read_ahead = 4 << 20;
+        options.max_guesses = 2;
+    });
+    let asked = ask_span(&layer, 10);
+    script.request(|request| request.range == (bytes_of(10).start..bytes_of(11).end)).serve();
+    check(&made, 10, asked);
+    let waiting = ask_span(&layer, 30);
+    let request = script.request(|request| request.range.start == bytes_of(30).start);
+    // It was guessed, so what follows it is expected.
+    check(&made, 11, ask_span(&layer, 11));
+    let follows = |request: &Request| request.range == bytes_of(12);
+    // Another reader comes and goes: time enough for the engine to ask.
+    let other = ask_span(&layer, 40);
+    let both = script.request(|request| request.range.start == bytes_of(40).start);
+    assert!(!script.requests().iter().any(|request| follows(request)), "nobody was answered");
+    both.serve();
+    check(&made, 40, other);
+    request.send(request.range.start..request.range.start + 1000);
+    script.request(follows).serve();
+    request.send(request.range.start + 1000..request.range.end);
+    check(&made, 30, waiting);
 }
 
 #[test]
