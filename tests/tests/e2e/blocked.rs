@@ -66,15 +66,17 @@ fn killed_meanwhile(stack: &mut Stack, errand: u32) {
     eventually("what waited goes on", Duration::from_secs(20), || command(errand).is_empty());
 }
 
-/// Mount points below the daemon's root, and the files of its loop devices.
+/// Mount points below the daemon's root, the files that are mounted there, and those of its loop devices.
 fn below(stack: &Stack) -> Vec<String> {
     let root = stack.daemon.root();
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mounts = table.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned);
+    let files =
+        table.lines().filter_map(|line| line.split_once(" - ")?.1.split(' ').nth(1)).map(str::to_owned);
     let devices = fs::read_dir("/sys/block")
         .unwrap()
         .filter_map(|entry| fs::read_to_string(entry.unwrap().path().join("loop/backing_file")).ok());
-    mounts.chain(devices).filter(|path| Path::new(path.trim()).starts_with(&root)).collect()
+    mounts.chain(files).chain(devices).filter(|path| Path::new(path.trim()).starts_with(&root)).collect()
 }
 
 /// Everything goes with the image.
