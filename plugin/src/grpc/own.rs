@@ -48,15 +48,18 @@ impl Daemon for OwnService {
         if [&host, &repository, &username, &secret].iter().any(|text| text.len() > MAX_TEXT) {
             return Err(Status::invalid_argument("a field of the credentials is too long"));
         }
-        tracing::debug!(host, repository, "registry access handed over");
         let credentials = (!username.is_empty() || !secret.is_empty())
             .then(|| oci_registry::Credentials::new(username, secret));
-        let keyring = Arc::clone(&self.keyring);
-        let handed = Handed { credentials, plain_http, skip_verify };
-        let new = HandedOver { host: host.clone(), repository: repository.clone(), handed };
-        tokio::task::spawn_blocking(move || keyring.add(new))
-            .await
-            .map_err(|_| Status::unavailable("the daemon is stopping"))?;
+        // Nothing is no news: what was handed over before stays.
+        if credentials.is_some() || plain_http || skip_verify {
+            tracing::debug!(host, repository, "registry access handed over");
+            let keyring = Arc::clone(&self.keyring);
+            let handed = Handed { credentials, plain_http, skip_verify };
+            let new = HandedOver { host: host.clone(), repository: repository.clone(), handed };
+            tokio::task::spawn_blocking(move || keyring.add(new))
+                .await
+                .map_err(|_| Status::unavailable("the daemon is stopping"))?;
+        }
         self.registries.greet(&host, &repository);
         Ok(Response::new(pb::AddCredentialsResponse {}))
     }

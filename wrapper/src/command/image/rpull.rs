@@ -240,12 +240,10 @@ impl Pull<'_> {
         Ok(content.set_labels(image.manifest.config.digest(), labels).await?)
     }
 
-    /// Tells the daemon how to talk to the registry, before it has to.
+    /// Tells the daemon which registry it will talk to and how, before it has to: it connects meanwhile.
     async fn introduce(&self) {
         let registry = &self.args.registry;
-        if self.credentials.is_none() && !registry.plain_http && !registry.skip_verify {
-            return;
-        }
+        let needed = self.credentials.is_some() || registry.plain_http || registry.skip_verify;
         let reference = self.puller.reference();
         let (username, secret) = match &self.credentials {
             Some(credentials) => (credentials.username.clone(), credentials.secret.clone()),
@@ -272,6 +270,7 @@ impl Pull<'_> {
             Ok(()) => {}
             // Nobody is there: the first Prepare fails of it, and one line is enough.
             Err(Error::Store(StoreError::Unavailable { .. })) => {}
+            Err(_) if !needed => {}
             Err(error) => {
                 let text =
                     format!("the snapshotter did not take the registry's credentials: {}", one_line(&error));
