@@ -2,7 +2,7 @@
 //!
 //! Nothing tells a successor which these are, and nobody but he can end them: whoever asked waits as long as the mount is there. But they have
 //! numbers, which the kernel counts up, and an answer to a number that nobody waits for is refused and does no harm. So he answers every number that
-//! his predecessors can have been given, the latest first, before he takes requests himself (an answer costs some tenths of a microsecond). All that has to be
+//! his predecessors can have been given, the latest first, before he takes requests himself (an answer costs a microsecond or two). All that has to be
 //! kept for that is a bound ([`Asked`]), which rises in steps, so that a request costs a comparison.
 //!
 //! The answer is [`ERROR`]. What the kernel read ahead for somebody it asks for again, by itself; so do system calls that look for a name, which
@@ -27,7 +27,7 @@ const NEXT: u64 = 2;
 /// How far the bound is ahead when it rises. It rises at half of that, so that requests that are given to several threads at the same time, and those
 /// that nobody notes, are below it, too.
 const STEP: u64 = 1 << 13;
-/// Numbers that are answered before the first new request is taken: a few hundredths of a second. A request below them waits for as many others to be
+/// Numbers that are answered before the first new request is taken: about a tenth of a second. A request below them waits for as many others to be
 /// answered, and has waited for longer already.
 const LATEST: u64 = 1 << 17;
 /// Between two looks whether the mount is still there.
