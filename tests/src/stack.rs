@@ -14,6 +14,7 @@ use crate::daemon::{Daemon, program};
 use crate::image::Image;
 use crate::process::{Process, Said, run, say, tail};
 use crate::registry::{Registry, user};
+use crate::rootfs;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -249,6 +250,15 @@ impl Stack {
         let lingering = ["sh", "-c", "\"$@\"; code=$?; sleep 0.5; exit $code", "-"];
         let run = ["run", "--rm", "--snapshotter", snapshotter];
         self.ctr(&[&run, options, &[reference, &name], &lingering, command].concat())
+    }
+
+    /// The small image, with its layer mounted lazily, and a container of it that does nothing: (reference, container).
+    pub fn idle_container(&self) -> (String, String) {
+        let (reference, _) = self.publish(&rootfs::small(self.folder()), "small:1", 64 * 1024);
+        self.rpull(&[], &reference).ok();
+        let container = container_name();
+        self.soci(&["run", "--detach", "--snapshotter", "soci", &reference, &container, "sleep", "300"]).ok();
+        (reference, container)
     }
 
     /// Starts the CLI under test in the background; its output is in the process.

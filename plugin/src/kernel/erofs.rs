@@ -49,10 +49,13 @@ pub(super) fn mount_file(file: &Path, at: &Path) -> io::Result<()> {
 
 /// The file that is mounted as EROFS exactly here, without a device.
 pub(super) fn file_at(at: &Path) -> Option<PathBuf> {
+    // The table of all mounts is long where there are many containers: it is read only where it has the answer.
+    if !is_mounted(at) || device_at(at).is_some() {
+        return None;
+    }
     let mounts = MountInfo::all().ok()?;
     let mount = mounts.into_iter().rfind(|mount| mount.point == at)?;
-    let is_file = mount.kind == TYPE.as_bytes() && device_at(at).is_none();
-    is_file.then_some(mount.source)
+    (mount.kind == TYPE.as_bytes()).then_some(mount.source)
 }
 
 /// The loop device that is mounted as EROFS exactly here.

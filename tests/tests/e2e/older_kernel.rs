@@ -9,7 +9,7 @@ use serde_json::Value;
 use soci_tests::image::digest;
 use soci_tests::process::Process;
 use soci_tests::rootfs::{self, BIG};
-use soci_tests::stack::{Stack, container_name, eventually};
+use soci_tests::stack::{Stack, eventually};
 
 /// A stack with a container, whose programs are here; the big file is not.
 struct Older {
@@ -24,12 +24,7 @@ impl Older {
         stack.daemon.stop(Signal::INT);
         stack.daemon.never_resends();
         stack.daemon.launch();
-        let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
-        stack.rpull(&[], &reference).ok();
-        let container = container_name();
-        stack
-            .soci(&["run", "--detach", "--snapshotter", "soci", &reference, &container, "sleep", "300"])
-            .ok();
+        let (reference, container) = stack.idle_container();
         let older = Older { stack, reference, container };
         let all = "busybox find / -xdev -type f ! -name big.bin -exec cat {} + | wc -c";
         let mut warm = older.exec("warm", &["sh", "-c", all]);

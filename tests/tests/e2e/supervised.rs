@@ -4,8 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use soci_tests::rootfs;
-use soci_tests::stack::{Stack, container_name, eventually};
+use soci_tests::stack::{Stack, eventually};
 
 /// A supervised daemon that soon counts as stable, with one layer mounted, and a container that runs on it.
 struct Supervised {
@@ -20,12 +19,7 @@ impl Supervised {
         stack.daemon.stop(Signal::INT);
         stack.daemon.set_arguments(&["--supervise"]);
         stack.daemon.launch();
-        let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
-        stack.rpull(&[], &reference).ok();
-        let container = container_name();
-        stack
-            .soci(&["run", "--detach", "--snapshotter", "soci", &reference, &container, "sleep", "300"])
-            .ok();
+        let (reference, container) = stack.idle_container();
         let supervised = Supervised { stack, reference, container };
         supervised.container_reads("at-first");
         supervised
