@@ -2,7 +2,7 @@
 //!
 //! A FUSE mount lives as long as somebody has its `/dev/fuse` descriptor open. The daemon gives a copy of each to a keeper before it mounts,
 //! and a successor takes them back and goes on (`fuse::handshake`). A keeper is a store of descriptors by name and knows nothing else: systemd's
-//! where there is one ([`systemd`]), else a process of this same program ([`process`], [`client`], [`wire`]). What belongs to a descriptor is
+//! where there is one ([`systemd`]), else a process of this same program ([`process`], [`client`], [`wire`]), or both ([`place`]). What belongs to a descriptor is
 //! in a memory file beside it ([`record`]); so are the credentials that rpull handed over. Nothing of it is ever on disk.
 //!
 //! Where no keeper can be had there is one warning, and mounts end with the daemon.
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
 
 pub(crate) mod client;
+mod place;
 pub mod process;
 mod record;
 mod systemd;
@@ -36,8 +37,8 @@ pub use record::{Agreed, MountRecord};
 
 use crate::snapshot::{Id, LazyRecord};
 use client::Client;
+use place::Place;
 use record::{Content, RecordFile};
-use systemd::FdStore;
 
 const MOUNT: &str = "soci-mount-";
 const SECRETS: &str = "soci-secrets-";
@@ -65,14 +66,6 @@ struct Shared {
     warned: AtomicBool,
     /// Under which name the secrets are.
     secrets: Mutex<Option<Name>>,
-}
-
-#[derive(Debug)]
-enum Place {
-    Process(Client),
-    Systemd(FdStore),
-    /// There is none: mounts end with the daemon.
-    Nowhere,
 }
 
 /// What a keeper still had at the start.
@@ -177,38 +170,7 @@ impl Keeper {
                 found.entry(name).or_default().push(descriptor);
             }
         }
-        let place = match FdStore::of_this_service(options.answer) {
-            Some(mut store) => {
-                found.keys().for_each(|name| store.has(name.clone()));
-                // Of a life outside systemd.
-                if let Some(mut client) = Client::find(root, options) {
-                    for (name, descriptors) in copies(&client) {
-                        if store.hold(name.clone(), &descriptors).is_ok() {
-                            found.insert(name, descriptors);
-                        }
-                    }
-                    let _ = client.end();
-                }
-                Place::Systemd(store)
-            }
-            None => match Client::open(root, options) {
-                Ok(mut client) => {
-                    let copied = copies(&client);
-                    for (name, descriptors) in found
-                        .iter()
-                        .filter_map(|(name, descriptors)| Some((name.clone(), cloned(descriptors)?)))
-                    {
-                        let _ = client.hold(name, descriptors);
-                    }
-                    found.extend(copied);
-                    Place::Process(client)
-                }
-                Err(error) => {
-                    tracing::warn!(error = %error, "no keeper could be started; lazily loaded layers end with this process");
-                    Place::Nowhere
-                }
-            },
-        };
+        let place = Place::open(root, &mut found, options);
         let next = found.keys().filter_map(Name::number).max().map_or(0, |last| last.saturating_add(1));
         let keeper = Keeper(Arc::new(Shared {
             options,
@@ -270,11 +232,7 @@ impl Keeper {
 
     /// Lets go of everything; a keeper process ends.
     pub fn end(&self) {
-        let ended = match &mut *self.0.place.lock() {
-            Place::Process(client) => client.end(),
-            Place::Systemd(store) => store.end(),
-            Place::Nowhere => Ok(()),
-        };
+        let ended = self.0.place.lock().end();
         if let Err(error) = ended {
             tracing::warn!(error = %error, "failed to end the keeper");
         }
@@ -292,11 +250,7 @@ impl Keeper {
     }
 
     fn release(&self, name: &Name) {
-        let released = match &mut *self.0.place.lock() {
-            Place::Process(client) => client.release(name),
-            Place::Systemd(store) => store.release(name),
-            Place::Nowhere => Ok(()),
-        };
+        let released = self.0.place.lock().release(name);
         if let Err(error) = released {
             self.warn(&HoldError::System(error));
         }
@@ -361,7 +315,7 @@ impl Keeper {
 
     /// Gives everything to another keeper process as soon as this one dies.
     fn watch(&self) {
-        if !matches!(*self.0.place.lock(), Place::Process(_)) {
+        if self.0.place.lock().client().is_none() {
             return;
         }
         let shared = Arc::downgrade(&self.0);
@@ -378,8 +332,7 @@ fn watched(shared: &Weak<Shared>) -> bool {
     let connection = {
         let Some(shared) = shared.upgrade() else { return false };
         let place = shared.place.lock();
-        let Place::Process(client) = &*place else { return false };
-        client.watched()
+        place.client().and_then(Client::watched)
     };
     let Some(connection) = connection else { return false };
     let mut polled = [PollFd::new(&connection, PollFlags::RDHUP)];
@@ -387,10 +340,7 @@ fn watched(shared: &Weak<Shared>) -> bool {
         return false;
     }
     let Some(shared) = shared.upgrade() else { return false };
-    let again = match &mut *shared.place.lock() {
-        Place::Process(client) => client.again(),
-        Place::Systemd(_) | Place::Nowhere => return false,
-    };
+    let again = shared.place.lock().client_mut().map_or(Ok(false), Client::again);
     match again {
         Ok(true) => tracing::warn!("the keeper had ended; there is another one"),
         Ok(false) => return false,
@@ -407,28 +357,6 @@ fn watched(shared: &Weak<Shared>) -> bool {
 /// The name of something that this program had held.
 fn named(text: &str) -> Option<Name> {
     Name::from_bytes(text.as_bytes()).filter(|name| name.number().is_some())
-}
-
-fn cloned(descriptors: &[OwnedFd]) -> Option<Vec<OwnedFd>> {
-    descriptors.iter().map(|descriptor| descriptor.try_clone().ok()).collect()
-}
-
-fn copies(client: &Client) -> Vec<(Name, Vec<OwnedFd>)> {
-    let held = client.held().iter();
-    held.filter_map(|(name, descriptors)| Some((name.clone(), cloned(descriptors)?))).collect()
-}
-
-// === impl Place ===
-
-impl Place {
-    /// False where nothing is ever kept.
-    fn hold(&mut self, name: Name, descriptors: Vec<OwnedFd>) -> Result<bool, HoldError> {
-        match self {
-            Place::Process(client) => client.hold(name, descriptors).map(|()| true),
-            Place::Systemd(store) => store.hold(name, &descriptors).map(|()| true),
-            Place::Nowhere => Ok(false),
-        }
-    }
 }
 
 // === impl KeptMount ===

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::containerd::{kill, processes, processes_of};
 use crate::forgery::replace;
 use crate::process::{Process, Said, say};
-use crate::service::ServiceManager;
+use crate::service::{ServiceManager, Store};
 
 /// Where the programs under test are: beside the test's own folder in cargo's target, or where `SOCI_BINARIES` says.
 pub fn program(name: &str) -> PathBuf {
@@ -107,9 +107,8 @@ impl Daemon {
     }
 
     /// From the next launch on it is a service with a descriptor store.
-    pub fn become_service(&mut self) -> &ServiceManager {
-        let folder = self.folder.clone();
-        self.manager.insert(ServiceManager::start(&folder))
+    pub fn become_service(&mut self, store: Store) {
+        self.manager = Some(ServiceManager::start(&self.folder, store));
     }
 
     /// The service manager, after [`Daemon::become_service`].

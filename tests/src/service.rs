@@ -16,21 +16,31 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 /// Where descriptors are while they are handed to a new process.
 const HIGH: i32 = 200;
 
-type Store = BTreeMap<String, Vec<OwnedFd>>;
+type Stored = BTreeMap<String, Vec<OwnedFd>>;
+
+/// What becomes of the store when the service is stopped.
+#[derive(Clone, Copy, Debug)]
+pub enum Store {
+    /// It stays (systemd from 254 on, with `FileDescriptorStorePreserve=`), and the service is told that there is one.
+    Stays,
+    /// It is emptied. The unit says that there is one.
+    UntilStopped,
+}
 
 /// Listens on a notification socket as long as the test runs.
 #[derive(Debug)]
 pub struct ServiceManager {
     socket: PathBuf,
-    store: Arc<Mutex<Store>>,
+    kind: Store,
+    store: Arc<Mutex<Stored>>,
 }
 
 impl ServiceManager {
     /// One whose socket is in `folder`.
-    pub fn start(folder: &Path) -> ServiceManager {
+    pub fn start(folder: &Path, kind: Store) -> ServiceManager {
         let socket = folder.join("notify.sock");
         let listener = UnixDatagram::bind(&socket).unwrap();
-        let store = Arc::new(Mutex::new(Store::new()));
+        let store = Arc::new(Mutex::new(Stored::new()));
         let held = Arc::clone(&store);
         thread::spawn(move || {
             while let Some((text, descriptors)) = receive(&listener) {
@@ -49,12 +59,17 @@ impl ServiceManager {
                 // With BARRIER=1 there is one that is closed now.
             }
         });
-        ServiceManager { socket, store }
+        ServiceManager { socket, kind, store }
     }
 
     /// Names of what is stored.
     pub fn stored(&self) -> Vec<String> {
         self.store.lock().unwrap().keys().cloned().collect()
+    }
+
+    /// Lets go of everything, as at a stop.
+    pub fn empty(&self) {
+        self.store.lock().unwrap().clear();
     }
 
     /// The same command as a service: told where to notify, and given what is stored.
@@ -86,7 +101,11 @@ impl ServiceManager {
                 bash.env(key, value);
             }
         }
-        bash.env("NOTIFY_SOCKET", &self.socket).env("FDSTORE", "64");
+        let told_by = match self.kind {
+            Store::Stays => "FDSTORE",
+            Store::UntilStopped => "SOCI_FDSTORE_UNTIL_STOPPED",
+        };
+        bash.env("NOTIFY_SOCKET", &self.socket).env(told_by, "64");
         bash.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         Service { command: bash, _passed: passed }
     }

@@ -33,6 +33,7 @@ mod e2e {
     mod removal;
     mod restart;
     mod rounds;
+    mod service;
     mod status;
     mod stress;
     mod supervised;

@@ -27,11 +27,24 @@ pub(super) struct FdStore {
 // === impl FdStore ===
 
 impl FdStore {
-    /// None where this process is not a service with a store. systemd says so with `FDSTORE` from version 254 on; a unit for older ones
-    /// sets it.
-    pub(super) fn of_this_service(answer: Duration) -> Option<FdStore> {
-        let max = std::env::var("FDSTORE").ok()?.parse().ok().filter(|max| *max > 0)?;
+    /// One that the next daemon finds whatever becomes of this one. systemd says so with `FDSTORE` (from version 254 on); none where this process is
+    /// not a service with such a store.
+    pub(super) fn that_stays(answer: Duration) -> Option<FdStore> {
+        FdStore::told_by("FDSTORE", answer)
+    }
+
+    /// One that is emptied when the service is stopped: before 254, where systemd says nothing of its store, and the unit does.
+    pub(super) fn until_stopped(answer: Duration) -> Option<FdStore> {
+        FdStore::told_by("SOCI_FDSTORE_UNTIL_STOPPED", answer)
+    }
+
+    fn told_by(variable: &str, answer: Duration) -> Option<FdStore> {
+        let max = std::env::var(variable).ok()?.parse().ok().filter(|max| *max > 0)?;
         Some(FdStore { socket: notify::socket()?, max, names: BTreeSet::new(), answer })
+    }
+
+    pub(super) fn holds(&self, name: &Name) -> bool {
+        self.names.contains(name)
     }
 
     /// What it has from before.

@@ -148,7 +148,7 @@ impl Drop for EndOf<'_> {
 }
 
 /// What the kernel remembers of files, so that it has to ask again.
-fn drop_caches() {
+pub(super) fn drop_caches() {
     File::options().write(true).open("/proc/sys/vm/drop_caches").unwrap().write_all(b"3").unwrap();
 }
 
@@ -359,49 +359,6 @@ fn a_keeper_without_room() {
     stack.soci_run("soci", &[], &reference, &["echo", "again"]).ok();
     assert_eq!((stack.mounts().len(), stack.daemon.keepers().len()), (1, 1));
     assert!(!stack.daemon.log().contains("\"resumed\":1"), "it was kept");
-}
-
-/// With a service manager that stores descriptors there is no process of ours: it has them, and passes them to the next daemon.
-#[test]
-fn a_service_managers_store_is_the_keeper() {
-    let mut stack = Stack::start();
-    stack.daemon.stop(Signal::INT);
-    stack.daemon.become_service();
-    stack.daemon.launch();
-    let image = rootfs::small(stack.folder());
-    let (reference, _) = stack.publish(&image, "small:1", 64 * 1024);
-    stack.rpull(&[], &reference).ok();
-    let name = container_name();
-    stack.soci(&["run", "--detach", "--snapshotter", "soci", &reference, &name, "sleep", "300"]).ok();
-    stack.ctr(&["task", "exec", "--exec-id", "warm", &name, "sha256sum", "/etc/passwd"]).ok();
-    assert_eq!(stack.daemon.keepers(), Vec::<i32>::new());
-    let kinds = |stack: &Stack| {
-        let stored = stack.daemon.manager().stored();
-        stored
-            .iter()
-            .map(|name| name.trim_end_matches(|c: char| c.is_ascii_hexdigit()).to_owned())
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(kinds(&stack), ["soci-mount-", "soci-secrets-"]);
-    for (round, signal) in [Signal::KILL, Signal::TERM, Signal::KILL].into_iter().enumerate() {
-        stack.restart_daemon(signal);
-        drop_caches();
-        let id = format!("round-{round}");
-        let said = stack.ctr(&["task", "exec", "--exec-id", &id, &name, "sha256sum", "/etc/passwd"]).ok();
-        assert!(said.out.contains("/etc/passwd"));
-    }
-    assert_eq!(stack.daemon.log().matches("\"resumed\":1").count(), 3);
-    // With the credentials that came back with the mount.
-    let said = stack.ctr(&["task", "exec", "--exec-id", "big", &name, "sha256sum", BIG.0]).ok();
-    assert!(said.out.starts_with(&digest(&rootfs::noise(1, BIG.1)).replace("sha256:", "")));
-    stack.ctr(&["task", "rm", "--force", &name]).ok();
-    stack.ctr(&["container", "rm", &name]).ok();
-    stack.forget();
-    eventually("a mount that is gone is not stored", Duration::from_secs(20), || {
-        kinds(&stack) == ["soci-secrets-"]
-    });
-    stack.daemon.stop(Signal::INT);
-    assert_eq!(stack.daemon.manager().stored(), Vec::<String>::new());
 }
 
 /// The process that holds the mounts dies: there is another one, and it can do the same.
