@@ -17,7 +17,7 @@ use erofs_image::{Image, Kind, Nid};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::ahead::{Ahead, Touch};
+use crate::ahead::{Ahead, Touch, enters};
 use crate::demand::Demand;
 use crate::disk::directory::LayerFiles;
 use crate::disk::headers::{HeaderId, HeaderTable};
@@ -340,7 +340,8 @@ impl Layer {
         let spans = self.spans.covering(tar);
         let file = self.headers.file_around(tar.end.saturating_sub(1), self.tar_size);
         let file = file.map(|bytes| (bytes.clone(), self.spans.covering(&bytes)));
-        let touch = Touch { spans, missed, file };
+        let enters = self.spans.get(*spans.end()).is_some_and(|row| enters(&row.tar, tar.start));
+        let touch = Touch { spans, missed, enters, file };
         let len = |span: usize| self.spans.get(span).map(|row| row.compressed_len());
         let is_missing = |span: usize| {
             let slot = self.slots.get(span);

@@ -62,28 +62,47 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 fn a_reader_is_answered_when_its_span_has_come() {
     let made = large();
     let (_bed, layer, script, _attachment) = scripted(&made, |options| options.max_read_ahead = 4 << 20);
+    let enter = |span: u64| ask(&layer, nid(&layer, &format!("{span}")), 0, 100);
+    let check = |span: u64, asked: Asked| {
+        assert_eq!(asked.wait().unwrap(), made.files[span as usize].1[..100]);
+    };
     // A reader that goes from span to span.
     for span in [3, 4] {
-        let asked = ask_span(&layer, span);
+        let asked = enter(span);
         script.request(|request| request.range == bytes_of(span)).serve();
-        check(&made, span, asked);
+        check(span, asked);
     }
-    let first = ask_span(&layer, 5);
+    let first = enter(5);
     let request = script.nth(2);
     assert_eq!(request.range.start, bytes_of(5).start, "its own span comes first");
     assert!(request.range.end > bytes_of(5).end, "and what is expected next behind it: {:?}", request.range);
     assert!(first.now().is_none());
     request.send(bytes_of(5));
-    check(&made, 5, first);
+    check(5, first);
     assert!(layer.status().fetched_on_demand == 3 * SPAN && layer.status().fetched_by_read_ahead == 0);
 
     // The next one is on its way already.
-    let second = ask_span(&layer, 6);
+    let second = enter(6);
     request.send(bytes_of(6));
-    check(&made, 6, second);
+    check(6, second);
     let of_six =
         script.requests().iter().filter(|request| request.range.contains(&bytes_of(6).start)).count();
     assert_eq!(of_six, 1, "a span that is on its way is not asked for again");
+}
+
+#[test]
+fn who_begins_in_the_middle_of_each_span_is_not_preceded() {
+    let made = large();
+    let (_bed, layer, script, _attachment) = scripted(&made, |options| {
+        options.max_read_ahead = 4 << 20;
+        options.max_guesses = 0;
+    });
+    for span in 3..9 {
+        let asked = ask_span(&layer, span);
+        script.request(|request| request.range == bytes_of(span)).serve();
+        check(&made, span, asked);
+    }
+    assert_eq!(script.requests().len(), 6);
 }
 
 #[test]
