@@ -36,6 +36,7 @@ mod held;
 mod probe;
 #[cfg(test)]
 mod tests;
+mod udev;
 
 use errand::Errand;
 pub use probe::ProbeError;
@@ -164,12 +165,16 @@ impl Default for Patience {
 // === impl Kernel ===
 
 impl Kernel {
-    /// Tries on a small image below `scratch` whether this machine has EROFS with blocks of 512 bytes and loop devices. Blocking.
+    /// Tries on a small image below `scratch` whether this machine has EROFS with blocks of 512 bytes and loop devices, and tells udev of the latter.
+    /// Blocking.
     ///
     /// # Errors
     /// What it lacks.
     pub fn probe(scratch: &Path, options: KernelOptions, patience: Patience) -> Result<Kernel, ProbeError> {
         let options = KernelOptions { without_device: probe::probe(scratch, options)?, ..options };
+        if let Err(error) = udev::tell(Path::new(udev::PLACE)) {
+            tracing::warn!(error = %error, "udev cannot be told to leave loop devices alone; it has some of every layer fetched");
+        }
         Ok(Kernel { options, patience, program: PathBuf::from(THIS_PROGRAM) })
     }
 
