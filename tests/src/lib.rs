@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod forgery;
 pub mod holdings;
 pub mod image;
+pub mod kernel;
 pub mod process;
 pub mod registry;
 pub mod rootfs;

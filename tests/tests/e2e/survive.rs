@@ -1,5 +1,8 @@
 //! The daemon dies, is restarted and upgraded, and whoever reads notices nothing.
 //!
+//! On kernels before 6.9 a system call that was under way when a daemon was killed may end with one certain error, one for each that may be under way at a
+//! kill; there are never wrong bytes, and nothing else fails.
+//!
 //! `SOCI_TEST_ROUNDS` says how often it is killed (default 5). `scripts/test.sh long` has it killed 1 000 times with each front end.
 
 use std::fs::{self, File};
@@ -12,11 +15,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Advice, fadvise};
 use rustix::process::Signal;
 use soci_tests::image::{Image, ImageBuilder, Packing, digest};
+use soci_tests::kernel;
 use soci_tests::process::{Process, say};
 use soci_tests::rootfs::{self, BIG};
 use soci_tests::stack::{Client, Stack, container_name, eventually};
 
 const FILES: usize = 12;
+/// Processes of [`SCRIPT`] that read.
+const READERS: usize = 6;
 
 /// Programs, a few files of noise, their sums, and the script of a container that reads them.
 fn busy(folder: &Path) -> Image {
@@ -51,8 +57,8 @@ finder() {
     count=0
     wanted=$(busybox find /bin /data /etc -user 0 | wc -l)
     while [ ! -e /run/stop ]; do
-        found=$(busybox find /bin /data /etc -user 0 2>&1 | wc -l)
-        [ $found = $wanted ] || echo "BAD find $found of $wanted"
+        found=$(busybox find /bin /data /etc -user 0 2>/run/find | wc -l)
+        [ $found = $wanted ] && [ ! -s /run/find ] || echo "BAD find $found of $wanted" $(cat /run/find)
         count=$((count+1))
     done
     echo "FINDS $count"
@@ -62,7 +68,7 @@ starter() {
     wanted=$(busybox cat /etc/passwd)
     while [ ! -e /run/stop ]; do
         found=$(/bin/cat /etc/passwd 2>&1)
-        [ "$found" = "$wanted" ] || echo "BAD start $found"
+        [ "$found" = "$wanted" ] || echo "BAD start" $found
         count=$((count+1))
     done
     echo "STARTS $count"
@@ -94,15 +100,19 @@ impl Busy {
         Busy { process, name }
     }
 
-    /// Ends it and returns how many files were read, how often `find` ran, and how many programs were started.
-    fn end(mut self, stack: &Stack) -> [u64; 3] {
+    /// Ends it and returns how many files were read, how often `find` ran, and how many programs were started, while so many daemons were killed.
+    fn end(mut self, stack: &Stack, killed: u32) -> [u64; 3] {
         stack.ctr(&["task", "exec", "--exec-id", "stop", &self.name, "busybox", "touch", "/run/stop"]).ok();
         assert!(self.process.wait(Duration::from_secs(120)).is_some(), "the readers do not end");
         let output = self.process.output();
         let count = |what: &str| {
             output.lines().filter_map(|line| line.strip_prefix(what)?.trim().parse::<u64>().ok()).sum()
         };
-        assert!(!output.contains("BAD") && output.contains("END"), "{output}");
+        let bad: Vec<&str> = output.lines().filter(|line| line.contains("BAD")).collect();
+        // Each has one system call under way.
+        let may_fail = if kernel::resends() { 0 } else { killed as usize * READERS };
+        assert!(bad.len() <= may_fail && bad.iter().all(|line| line.contains(kernel::REFUSED)), "{output}");
+        assert!(output.contains("END"), "{output}");
         ["READS", "FINDS", "STARTS"].map(count)
     }
 }
@@ -125,7 +135,10 @@ impl Stalls {
                 fadvise(&file, 0, None, Advice::DontNeed).unwrap();
                 loop {
                     let began = Instant::now();
-                    let length = file.read(&mut buffer[..128 << 10]).unwrap();
+                    let length = match file.read(&mut buffer[..128 << 10]) {
+                        Err(error) if kernel::may_refuse(&error) => continue,
+                        length => length.unwrap(),
+                    };
                     let took = began.elapsed().as_millis() as u64;
                     self.longest.fetch_max(took, Ordering::Relaxed);
                     self.reads.fetch_add(1, Ordering::Relaxed);
@@ -170,7 +183,11 @@ fn start_containers(client: &Client, reference: &str, wanted: &str, end: &Atomic
             "sha256sum",
             "/data/0.bin",
         ];
-        let said = say(&mut client.soci_command(&run)).ok();
+        let said = say(&mut client.soci_command(&run));
+        if !kernel::resends() && !said.success && said.err.contains(kernel::REFUSED) {
+            continue;
+        }
+        let said = said.ok();
         assert!(said.out.starts_with(wanted) && said.err.is_empty(), "container {count}: {said:?}");
         count += 1;
     }
@@ -221,7 +238,7 @@ fn killed_under_readers(front_end: &str, rounds: u32, signals: &[Signal]) {
         drop(end);
         starts.join().unwrap()
     });
-    let [reads, finds, programs] = container.end(&stack);
+    let [reads, finds, programs] = container.end(&stack, rounds);
     assert!(
         containers > 0 && reads > 0 && finds > 0 && programs > 0 && stalls.reads.load(Ordering::Relaxed) > 0
     );
