@@ -503,8 +503,8 @@ impl Shared {
         directories.map_or_else(|| Below::Directory(self.tree.fs(record.id)), Below::Lazy)
     }
 
-    fn make_good(&self, id: Id) -> Result<(), SnapshotError> {
-        self.tree.make_good(id).map_err(|source| SnapshotError::File {
+    fn make_good(&self, id: Id, writable: bool) -> Result<(), SnapshotError> {
+        self.tree.make_good(id, writable).map_err(|source| SnapshotError::File {
             operation: "make",
             path: self.tree.fs(id),
             source,

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::backend::{KeptLayer, LazyMount, Sight, Slot};
 use super::record::{Id, Kind, Named, Record};
-use super::{Mounted, SnapshotError, Snapshotter};
+use super::{Mounted, Shared, SnapshotError, Snapshotter};
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,12 @@ pub struct Restored {
     pub mounted: usize,
     /// Layers that are not, or not yet.
     pub missing: usize,
+}
+
+/// What a power cut can have taken away: directories of snapshots that are not mounts, made so shortly before that only their rows were on the disk.
+fn lost<'a>(all: &'a [Named], present: &[Id]) -> impl Iterator<Item = &'a Named> {
+    let present: HashSet<Id> = present.iter().copied().collect();
+    all.iter().filter(move |named| named.record.lazy.is_none() && !present.contains(&named.record.id))
 }
 
 /// What is to be done with what is there.
@@ -69,6 +75,28 @@ impl Plan {
     }
 }
 
+// === impl Shared ===
+
+impl Shared {
+    /// A container's own layer begins empty again. What containerd had unpacked is lost, and only it can do that again.
+    fn recover(&self, all: &[Named]) -> Result<(), SnapshotError> {
+        let present = self.tree.present().map_err(|source| SnapshotError::File {
+            operation: "list",
+            path: self.tree.path().to_owned(),
+            source,
+        })?;
+        for Named { key, record } in lost(all, &present) {
+            if record.kind == Kind::Committed {
+                tracing::error!(key, "the files of a snapshot are lost; remove its image and pull it again");
+                continue;
+            }
+            tracing::warn!(key, "the directory of a snapshot is lost; there is an empty one again");
+            self.make_good(record.id, record.kind == Kind::Active)?;
+        }
+        Ok(())
+    }
+}
+
 // === impl Snapshotter ===
 
 impl Snapshotter {
@@ -86,6 +114,7 @@ impl Snapshotter {
                     move |source| SnapshotError::File { operation, path, source }
                 };
                 let mut all = shared.store.list()?;
+                shared.recover(&all)?;
                 all.retain(|named| named.record.lazy.is_some() && named.record.kind == Kind::Committed);
                 let mounted = shared.tree.mounted().map_err(failed("find what is mounted below"))?;
                 let plan = Plan::of(kept, &mounted, all);
@@ -204,7 +233,7 @@ impl Snapshotter {
         }
         let result = match self.shared.restores.acquire().await {
             Ok(_permit) if self.shared.mounted.lock().contains_key(&id) => Ok(true),
-            Ok(_permit) => match self.blocking(move |shared| shared.make_good(id)).await {
+            Ok(_permit) => match self.blocking(move |shared| shared.make_good(id, false)).await {
                 Ok(()) => self.shared.backend.remount(lazy.clone(), id, self.shared.tree.fs(id)).await.map(
                     |mount| {
                         self.shared.mounted.lock().insert(id, Mounted { lazy: lazy.clone(), mount });

@@ -310,6 +310,25 @@ async fn a_restart_brings_layers_back_or_says_that_it_could_not() {
     );
 }
 
+/// Btrfs writes a row before the directory that was made earlier: a power cut leaves the row.
+#[tokio::test]
+async fn directories_that_a_power_cut_took() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, _) = open(root.path(), Fake::default());
+    snapshotter.prepare(None, "n/1/base".into(), String::new(), Labels::new()).await.unwrap();
+    snapshotter.commit("n/1/base".into(), "n/2/done".into(), Labels::new(), String::new()).await.unwrap();
+    snapshotter.prepare(None, "n/3/active".into(), "n/2/done".into(), Labels::new()).await.unwrap();
+    snapshotter.view("n/4/view".into(), "n/2/done".into(), Labels::new()).await.unwrap();
+    let of = |id: u32| root.path().join(format!("snapshotter/snapshots/{id}"));
+    for id in 1..=3 {
+        std::fs::remove_dir_all(of(id)).unwrap();
+    }
+    snapshotter.restore().await.unwrap();
+    assert!(!of(1).exists(), "what was unpacked is not empty");
+    assert!(of(2).join("fs").is_dir() && of(2).join("work").is_dir());
+    assert!(of(3).join("fs").is_dir() && !of(3).join("work").exists());
+}
+
 /// Nothing is mounted here: what was ready is out of sight, and is served until its last user goes.
 #[tokio::test]
 async fn kept_mounts_without_a_place() {

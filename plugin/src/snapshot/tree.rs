@@ -99,12 +99,14 @@ impl Tree {
         Ok(staged)
     }
 
-    /// Sees to it that a snapshot has a directory to be mounted at. A row can be on the disk before its directory is: then a power cut takes that away.
+    /// Sees to it that a snapshot has a directory, to be mounted at or (`writable`) written to. A row can be on the disk before its directory is: then a
+    /// power cut takes that away.
     ///
     /// # Errors
     /// The system's.
-    pub fn make_good(&self, id: Id) -> io::Result<()> {
-        for (path, mode) in [(self.directory(id), 0o700), (self.fs(id), 0o755)] {
+    pub fn make_good(&self, id: Id, writable: bool) -> io::Result<()> {
+        let always = [(self.directory(id), 0o700), (self.fs(id), 0o755)];
+        for (path, mode) in always.into_iter().chain(writable.then(|| (self.work(id), 0o711))) {
             match DirBuilder::new().mode(mode).create(&path) {
                 Ok(()) => fs::set_permissions(&path, Permissions::from_mode(mode))?,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
