@@ -6,8 +6,8 @@
 //! the kernel, and a read of what is missing waits in FUSE alone: with direct I/O the loop device has all reads under way at the same time.
 //!
 //! When the layer is complete, [`KernelMount::leave_fuse`] puts the local layer file in the place of the hidden one, under whoever reads: they
-//! need neither FUSE nor this process any more. Where the kernel can, that file is then mounted without a loop device for who comes later, and so is
-//! a layer that is complete from the beginning.
+//! need neither FUSE nor this process any more. Where the kernel can, a layer that is complete from the beginning is mounted without a loop device, and
+//! after a while ([`KernelMount::leave_device`]) so is this one, for who comes later.
 //!
 //! Whatever fails leaves the FUSE mount, and says so in one line. Loop devices are never asked for by number: each has its EROFS mount,
 //! and is let go of by the kernel when the last of mount and container has gone ("autoclear"). What may wait for FUSE is never done by this
@@ -237,6 +237,23 @@ impl KernelMount {
             return Ok(false);
         }
         self.exchange()?;
+        Ok(true)
+    }
+
+    /// Where the kernel can, has who comes from now on read the file without a loop device. What the kernel has cached is that of the loop device, and of no use to them: this is
+    /// for later than [`KernelMount::leave_fuse`]. Blocking.
+    ///
+    /// Returns whether anything has changed.
+    ///
+    /// # Errors
+    /// [`KernelError`]; everything is as before then.
+    pub fn leave_device(&self) -> Result<bool, KernelError> {
+        let mounted = self.mounted.lock();
+        if !*mounted || !self.options.without_device || !self.local.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let (at, file) = (self.mount_point.clone(), self.layer.path());
+        Errand::Replace { at, file }.perform(&self.program, || {})?;
         Ok(true)
     }
 

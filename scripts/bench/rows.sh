@@ -33,6 +33,7 @@ row_read() {
     same_for_all files
     measure_again find python '^[0-9]' "${find_all[@]}"
     until_complete
+    until_files
     drop_caches
     measure_again read-complete python '^[0-9]' "${read_all[@]}"
     same_for_all bytes

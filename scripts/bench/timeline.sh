@@ -48,6 +48,16 @@ until_complete() {
     until ((SECONDS >= deadline)) || silent; do :; done
 }
 
+# until_files: new containers get layers' files without loop devices, where the kernel can. They share what is cached of a loop device for a while before that.
+until_files() {
+    local deadline=$((SECONDS + 120))
+    [[ $system == soci && $(printf '6.12\n%s\n' "$(uname -r)" | sort -V | head -n 1) == 6.12 ]] || return 0
+    while grep -q " $scratch/soci/[^ ]*/erofs .* - erofs /dev/loop" /proc/self/mountinfo; do
+        ((SECONDS < deadline)) || die "$system: complete layers keep their loop devices"
+        sleep 1
+    done
+}
+
 all_settled() {
     local status
     status=$(soci image status --json) || return

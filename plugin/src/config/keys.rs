@@ -197,8 +197,10 @@ tables! {
         max_background "fuse.max_background": Int(16..=65_535) = 256;
         /// Loop devices that are tried for one layer while others are faster with them (ours).
         loop_attempts "fuse.loop_attempts": Int(1..=65_536) = 64;
-        /// Files of one layer that keep what the kernel has cached of them when the layer leaves FUSE, where it needs a loop device (before Linux 6.12); each is open for a moment (ours).
+        /// Files of one layer that keep what the kernel has cached of them when the layer leaves FUSE; each is open for a moment (ours).
         held_files "fuse.held_files": Int(0..=1_000_000) = 65_536;
+        /// Seconds after that for which new containers share what is cached; then they get the layer's file without a loop device, where the kernel can (Linux 6.12), which is faster with cold caches (ours).
+        shared_cache_sec "fuse.shared_cache_sec": Int(0..=86_400) = 30;
         /// Logs each file system request, where --log-level is debug or trace.
         log_fuse_operations "fuse.log_fuse_operations": Bool = false;
     }

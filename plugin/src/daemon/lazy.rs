@@ -44,6 +44,8 @@ pub(super) struct Mounting {
     pub(super) kernel: Option<Kernel>,
     /// How long that may take to come up, once FUSE is there.
     pub(super) attach_deadline: Duration,
+    /// How long a layer that has left FUSE keeps its loop device for new containers, which share what is cached of it.
+    pub(super) shared_cache: Duration,
 }
 
 /// A layer that the kernel shows.
@@ -55,7 +57,7 @@ struct MountedLayer {
     source: Attachment,
 }
 
-/// The kernel front end of a layer, and the task that has it leave FUSE when the layer is complete.
+/// The kernel front end of a layer, and the task that has it leave FUSE when the layer is complete, and its loop device after that.
 #[derive(Debug)]
 struct Attached {
     mount: Arc<KernelMount>,
@@ -239,7 +241,7 @@ impl Mounting {
         if let Some(kernel) = self.kernel.filter(|_| seen) {
             let fuse_at = mounted.mount.mount_point().to_owned();
             match attach(kernel, &layer, fuse_at, self.attach_deadline).await {
-                Ok(mount) => mounted.kernel = Some(Attached::of(mount, &layer)),
+                Ok(mount) => mounted.kernel = Some(Attached::of(mount, &layer, self.shared_cache)),
                 Err(error) => tracing::warn!(
                     layerDigest = %layer.key().layer,
                     "mount-point" = %mounted.mount.mount_point().display(),
@@ -291,7 +293,7 @@ async fn attach(
 // === impl Attached ===
 
 impl Attached {
-    fn of(mount: KernelMount, layer: &Layer) -> Attached {
+    fn of(mount: KernelMount, layer: &Layer, shared_cache: Duration) -> Attached {
         let mount = Arc::new(mount);
         let (completed, leaves) = (layer.completed(), Arc::clone(&mount));
         let leaving = tokio::spawn(async move {
@@ -299,13 +301,25 @@ impl Attached {
                 return;
             }
             let at = leaves.mount_point().to_owned();
-            match tokio::task::spawn_blocking(move || leaves.leave_fuse()).await {
+            let fuse = Arc::clone(&leaves);
+            match tokio::task::spawn_blocking(move || fuse.leave_fuse()).await {
                 Ok(Ok(true)) => {
-                    tracing::info!("mount-point" = %at.display(), "a complete layer needs FUSE no longer")
+                    tracing::info!("mount-point" = %at.display(), "a complete layer needs FUSE no longer");
+                }
+                Ok(Ok(false)) | Err(_) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!("mount-point" = %at.display(), error = chain(&error), "a complete layer stays with FUSE");
+                    return;
+                }
+            }
+            tokio::time::sleep(shared_cache).await;
+            match tokio::task::spawn_blocking(move || leaves.leave_device()).await {
+                Ok(Ok(true)) => {
+                    tracing::info!("mount-point" = %at.display(), "a complete layer needs its loop device no longer");
                 }
                 Ok(Ok(false)) | Err(_) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!("mount-point" = %at.display(), error = chain(&error), "a complete layer stays with FUSE")
+                    tracing::warn!("mount-point" = %at.display(), error = chain(&error), "a complete layer keeps its loop device");
                 }
             }
         });

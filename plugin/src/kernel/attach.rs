@@ -84,8 +84,7 @@ fn mount(
     Ok((device, backing))
 }
 
-/// Puts the local file under the EROFS mount at this place, and where that can be done without a loop device, mounts it in the place of that mount for who
-/// comes from now on. Waits for the reads in flight. One that has it already is fine.
+/// Puts the local file under the EROFS mount at this place. Waits for the reads in flight. One that has it already is fine.
 pub(super) fn exchange(at: &Path, path: &Path, options: KernelOptions) -> Result<(), KernelError> {
     if erofs::file_at(at).as_deref() == Some(path) {
         return Ok(());
@@ -96,18 +95,20 @@ pub(super) fn exchange(at: &Path, path: &Path, options: KernelOptions) -> Result
     let local = file.metadata().map_err(failed("look at", path))?;
     let backing = device.backing().map_err(failed("look at the loop device of", at))?;
     if (backing.device, backing.inode) != (split(local.dev()), local.ino()) {
-        // Containers that run hold by themselves what they have looked up, and others get another mount where there is one.
-        let most = if options.without_device { 0 } else { options.held_files };
-        let cached = HeldFiles::below(at, usize::try_from(most).unwrap_or(usize::MAX));
+        let cached = HeldFiles::below(at, usize::try_from(options.held_files).unwrap_or(usize::MAX));
         device.change(&file).map_err(failed("put the local file under", at))?;
         cached.let_go();
     }
     suit_a_disk(&device, options);
-    if options.without_device {
-        // What fails leaves it slower.
-        let _ = erofs::mount_file(path, at);
-    }
     Ok(())
+}
+
+/// Mounts the local file without a loop device in the place of the EROFS mount that has it under it, for who comes from now on. One that is like that already is fine.
+pub(super) fn replace(at: &Path, path: &Path) -> Result<(), KernelError> {
+    if erofs::file_at(at).as_deref() == Some(path) {
+        return Ok(());
+    }
+    erofs::mount_file(path, at).map_err(failed("mount without a loop device at", at))
 }
 
 /// By way of the page cache of the layer file's own file system, which reads ahead over the borders of files: measured, reading many files in

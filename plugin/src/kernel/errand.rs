@@ -53,6 +53,15 @@ pub enum Errand {
         #[command(flatten)]
         options: KernelOptions,
     },
+    /// Mounts the local file without a loop device in the place of the EROFS mount that has it.
+    Replace {
+        /// The EROFS mount.
+        #[arg(long)]
+        at: PathBuf,
+        /// The layer file, complete.
+        #[arg(long)]
+        file: PathBuf,
+    },
     /// Unmounts EROFS.
     Unmount {
         /// The EROFS mount.
@@ -97,6 +106,10 @@ fn run(errand: &Errand, say: &mut dyn FnMut(Said) -> io::Result<()>) -> io::Resu
         Errand::Exchange { at, file, options } => {
             let _lock = lock(at);
             attach::exchange(at, file, *options).map(|()| Some(Backing::Local))
+        }
+        Errand::Replace { at, file } => {
+            let _lock = lock(at);
+            attach::replace(at, file).map(|()| Some(Backing::Local))
         }
         Errand::Unmount { at } => {
             // Whoever has the lock may wait for what is unmounted here.
@@ -170,6 +183,7 @@ impl Errand {
     fn lost(&self, source: io::Error) -> KernelError {
         let (Errand::Attach { fuse: path, .. }
         | Errand::Exchange { at: path, .. }
+        | Errand::Replace { at: path, .. }
         | Errand::Unmount { at: path }) = self;
         super::failed("run a process for", path)(source)
     }
@@ -192,6 +206,11 @@ impl Errand {
                 put("file", file);
                 Some(options)
             }
+            Errand::Replace { at, file } => {
+                put("at", at);
+                put("file", file);
+                None
+            }
             Errand::Unmount { at } => {
                 put("at", at);
                 None
@@ -212,6 +231,7 @@ impl Errand {
         let name = match self {
             Errand::Attach { .. } => "attach",
             Errand::Exchange { .. } => "exchange",
+            Errand::Replace { .. } => "replace",
             Errand::Unmount { .. } => "unmount",
         };
         line.insert(0, name.into());
@@ -251,6 +271,7 @@ mod tests {
             Errand::Attach { fuse: odd.clone(), file: "-f".into(), complete: true, options: OPTIONS },
             Errand::Attach { fuse: "x".into(), file: odd.clone(), complete: false, options: OPTIONS },
             Errand::Exchange { at: odd.clone(), file: odd.clone(), options: OPTIONS },
+            Errand::Replace { at: odd.clone(), file: "-f".into() },
             Errand::Unmount { at: odd },
         ] {
             let line = ["soci-snapshotter-grpc", COMMAND].map(OsString::from).into_iter();

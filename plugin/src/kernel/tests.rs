@@ -115,6 +115,8 @@ fn readers_go_on(without_device: bool) {
     let (backing, local) = (device.backing().unwrap(), fs::metadata(layer.path()).unwrap());
     assert_eq!((backing.device, backing.inode), (attach::split(local.dev()), local.ino()));
     assert!(!backing.direct_io);
+    assert_eq!(erofs::file_at(mount.mount_point()), None, "what is cached is shared");
+    assert_eq!(mount.leave_device().unwrap(), without_device);
     let new = erofs::file_at(mount.mount_point());
     assert_eq!(new.as_deref(), without_device.then_some(layer.path().as_path()));
 
@@ -125,6 +127,7 @@ fn readers_go_on(without_device: bool) {
     assert_eq!(mount.front_end(), FrontEnd::Local);
     assert_eq!((id(mount.mount_point()), mounts_at(mount.mount_point())), (before, 1));
     mount.exchange().unwrap();
+    mount.leave_device().unwrap();
     assert_eq!((id(mount.mount_point()), mounts_at(mount.mount_point())), (before, 1));
     drop(early);
     assert_eq!(mount.unmount().unwrap(), Unmounting::Done);

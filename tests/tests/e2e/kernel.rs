@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use soci_tests::image::Packing;
+use soci_tests::kernel;
 use soci_tests::rootfs;
 use soci_tests::stack::{Stack, container_name, eventually};
 
@@ -97,7 +98,22 @@ fn a_killed_daemon_leaves_its_mounts_to_the_next() {
 /// Who runs when the last byte comes needs nothing of ours from then on: the daemon is stopped, its program gone, every cache dropped.
 #[test]
 fn a_complete_image_needs_no_daemon() {
-    let mut stack = Stack::with_config("[background_fetch]\nsilence_period_msec = 100\n");
+    needs_no_daemon(30);
+}
+
+/// Nor do those that start later, on the layers' files themselves, and the first goes on beside them.
+#[test]
+fn a_complete_image_needs_no_loop_device() {
+    if kernel::mounts_files() {
+        needs_no_daemon(0);
+    }
+}
+
+fn needs_no_daemon(shared_cache_sec: u32) {
+    let config = format!(
+        "[background_fetch]\nsilence_period_msec = 100\n[fuse]\nshared_cache_sec = {shared_cache_sec}\n"
+    );
+    let mut stack = Stack::with_config(&config);
     stack.daemon.run_a_copy();
     stack.restart_daemon(Signal::INT);
     let reference = pulled(&stack);
@@ -107,9 +123,20 @@ fn a_complete_image_needs_no_daemon() {
     eventually("all layers are complete", Duration::from_secs(60), || {
         stack.daemon.log().matches("a complete layer needs FUSE no longer").count() == 3
     });
+    let mut names = vec![name];
+    if shared_cache_sec == 0 {
+        eventually("all layers are mounted without a loop device", Duration::from_secs(60), || {
+            stack.daemon.log().matches("a complete layer needs its loop device no longer").count() == 3
+        });
+        let mounts = above_fuse(&stack);
+        assert_eq!(mounts.iter().filter(|line| line.contains("/layer.erofs on ")).count(), 3, "{mounts:?}");
+        names.push(start(&stack, &reference));
+    }
     stack.daemon.stop(Signal::INT);
     stack.daemon.remove_copy();
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-    assert_eq!(read_everything(&stack, &name, "after"), expected);
+    for name in names {
+        assert_eq!(read_everything(&stack, &name, "after"), expected);
+    }
 }
