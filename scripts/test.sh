@@ -42,7 +42,7 @@ done
 check() {
     cargo fmt --all --check &&
         say 'clippy' && cargo clippy --workspace --all-targets --locked -- --deny warnings &&
-        say 'shellcheck' && shellcheck -x scripts/*.sh .ci/run &&
+        say 'shellcheck' && shellcheck -x scripts/*.sh scripts/vm/*.sh .ci/run &&
         say 'units' && units
 }
 
