@@ -65,13 +65,13 @@ vm_disks() {
 # vm_choose: sets `vm_accelerator`. There are machines whose /dev/kvm runs no ordinary kernel: one without a root tells, as it panics in a second.
 vm_choose() {
     local said=$scratch/kvm.log
-    vm_accelerator=(-machine q35,accel=kvm -cpu host,arch-capabilities=off)
+    vm_accelerator=(-machine 'q35,accel=kvm' -cpu 'host,arch-capabilities=off')
     if [[ -w /dev/kvm ]] && timeout 15 qemu-system-x86_64 "${vm_accelerator[@]}" -m 512 -nodefaults -no-user-config -display none -no-reboot \
         -serial "file:$said" -kernel "$vm/vmlinuz" -append 'console=ttyS0 panic=-1' 2>/dev/null && grep -q 'Kernel panic' "$said"; then
         return
     fi
     say 'without KVM: everything takes ten times as long'
-    vm_accelerator=(-machine q35,accel=tcg -cpu max)
+    vm_accelerator=(-machine 'q35,accel=tcg' -cpu max)
 }
 
 # vm_boot: starts it, and waits until it lets us in.
