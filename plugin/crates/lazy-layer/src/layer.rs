@@ -343,17 +343,19 @@ impl Layer {
         let enters = self.spans.get(*spans.end()).is_some_and(|row| enters(&row.tar, tar.start));
         let touch = Touch { spans, missed, enters, file };
         let len = |span: usize| self.spans.get(span).map(|row| row.compressed_len());
-        let is_missing = |span: usize| {
-            let slot = self.slots.get(span);
-            slot.is_some_and(|slot| !slot.is_present()) && !self.engine.is_wanted(self, span)
-        };
+        let is_missing = |span: &usize| self.slots.get(*span).is_some_and(|slot| !slot.is_present());
+        let is_new = |span: usize| is_missing(&span) && !self.engine.is_wanted(self, span);
         let mut ahead = self.ahead.lock();
         let ranges = ahead.after(&touch, max, len);
-        let mut missing: Vec<usize> = ranges.into_iter().flatten().filter(|span| is_missing(*span)).collect();
-        if missing.is_empty() {
-            missing.extend(ahead.guess(&touch, self.engine.options.max_guesses, is_missing));
+        let mut missing: Vec<usize> = ranges.into_iter().flatten().filter(is_missing).collect();
+        let mut new = missing.iter().filter(|span| is_new(**span)).count();
+        if new == 0
+            && let Some(guess) = ahead.guess(&touch, self.engine.options.max_guesses, is_new)
+        {
+            missing.push(guess);
+            new = 1;
         }
-        ahead.made(missing.len());
+        ahead.made(new);
         drop(ahead);
         missing.into_iter().map(|span| (span, Demand::ReadAhead)).collect()
     }

@@ -63,6 +63,8 @@ impl Step {
                     walk.visit_path(&[], path.as_bytes());
                 }
             }
+            // Who reads everything starts nothing, and needs what comes next more than what a program would load.
+            Step::Program(layer, place) if layer.is_passed(place) => {}
             Step::Program(layer, place) => {
                 let Some((nid, stack)) = layer.file_at(place).zip(layer.stack()) else { return };
                 let Ok(inode) = layer.image().inode(nid) else { return };

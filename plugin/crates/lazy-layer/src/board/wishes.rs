@@ -123,7 +123,8 @@ impl Inner {
         // What is expected last is expected with the best reason; those who wait are served in turn.
         let order = if demand == Demand::ReadAhead { u64::MAX.saturating_sub(batch) } else { batch };
         if let Some(wish) = self.wish(layer.id(), span) {
-            if demand < wish.demand {
+            let again = demand == Demand::ReadAhead && matches!(wish.phase, Phase::Queued);
+            if demand < wish.demand || (again && demand == wish.demand) {
                 self.raise(layer, span, demand, order, out);
             }
             return;
@@ -176,7 +177,7 @@ impl Inner {
         }
     }
 
-    /// Somebody wants a span more urgently than before.
+    /// Somebody wants a span more urgently than before, or expects it anew.
     fn raise(&mut self, layer: &Arc<Layer>, span: usize, demand: Demand, order: u64, out: &mut Outbox) {
         let Some(mut wish) = self.forget(layer.id(), span) else { return };
         (wish.demand, wish.order) = (demand, order);

@@ -28,6 +28,12 @@ impl Layer {
         *self.stack.lock() = Some(Arc::clone(stack));
     }
 
+    /// Whether who reads at this byte of the layer file goes on from span to span.
+    pub(crate) fn is_passed(&self, place: u64) -> bool {
+        let tar = self.tar_of(&(place..place.saturating_add(1)));
+        tar.is_some_and(|tar| self.ahead.lock().is_passed(*self.spans.covering(&tar).start()))
+    }
+
     /// The regular file whose data begin at this byte of the layer file.
     pub(crate) fn file_at(&self, place: u64) -> Option<Nid> {
         let tar = self.tar_of(&(place..place.saturating_add(1)))?;

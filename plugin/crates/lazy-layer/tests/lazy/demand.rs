@@ -91,6 +91,28 @@ fn a_reader_is_answered_when_its_span_has_come() {
 }
 
 #[test]
+fn what_is_next_is_not_overtaken_by_what_comes_later() {
+    let made = large();
+    let (_bed, layer, script, _attachment) = scripted(&made, |options| {
+        options.max_read_ahead = 4 << 20;
+        options.max_guesses = 0;
+        options.max_ahead_while_waiting = 0;
+    });
+    // As long as this one is not answered nothing is fetched ahead.
+    let other = ask_span(&layer, 40);
+    let unanswered = script.nth(0);
+    for span in 3..10 {
+        let asked = ask(&layer, nid(&layer, &format!("{span}")), 0, 100);
+        script.request(|request| request.range == bytes_of(span)).serve();
+        asked.wait().unwrap();
+    }
+    unanswered.serve();
+    check(&made, 40, other);
+    let next = script.nth(8);
+    assert_eq!(next.range.start, bytes_of(10).start, "{:?}", next.range);
+}
+
+#[test]
 fn who_begins_in_the_middle_of_each_span_is_not_preceded() {
     let made = large();
     let (_bed, layer, script, _attachment) = scripted(&made, |options| {

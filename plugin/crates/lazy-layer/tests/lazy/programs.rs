@@ -98,6 +98,34 @@ fn libraries_come_ahead_of_the_program() {
 }
 
 #[test]
+fn who_reads_everything_starts_nothing() {
+    let mut random = Random::seeded("who_reads_everything_starts_nothing");
+    let libraries = libraries();
+    let contents = libraries.iter().map(|path| std::fs::read(format!("/{path}")).unwrap());
+    let files: Vec<(&str, Vec<u8>)> = libraries.iter().map(String::as_str).zip(contents).collect();
+    let lower = layer(&mut random, &files, &[]);
+    let upper = layer(&mut random, &[("usr/bin/program", std::fs::read(PROGRAM).unwrap())], &[]);
+    let marker = random.bytes(10_000);
+    let marked = layer(&mut random, &[("marker", marker)], &[]);
+    let bed = Bed::with(|options| {
+        options.max_read_ahead = SPAN;
+        options.start_files = vec!["/marker".to_owned()];
+    });
+    let (below, below_source, _below) = bed.lazy(&lower);
+    let (above, _, _above) = bed.lazy(&upper);
+    let (other, other_source, _other) = bed.lazy(&marked);
+    bed.store.starts(&[Arc::clone(&above), below]);
+    for page in 0..4 * SPAN / 4096 {
+        ask(&above, nid(&above, "noise/0"), page * 4096, 4096).wait().unwrap();
+    }
+    ask(&above, nid(&above, "usr/bin/program"), 0, 4096).wait().unwrap();
+    // Looked for by the same thread, after that.
+    bed.store.starts(&[other]);
+    wait_until("the marker was not asked for", || !other_source.asked.lock().is_empty());
+    assert!(below_source.asked.lock().is_empty());
+}
+
+#[test]
 fn what_every_start_reads_comes_first() {
     let mut random = Random::seeded("what_every_start_reads_comes_first");
     let file = |random: &mut Random| random.bytes(10_000);
