@@ -20,6 +20,8 @@ mkdir -p "$prefix/bin"
 for program in soci soci-snapshotter-grpc; do
     # A new file under the old name: a running daemon keeps its own.
     install -m 755 "${CARGO_TARGET_DIR:-$repository/target}/release/$program" "$prefix/bin/$program.new"
+    # A backtrace keeps the names of functions; the line numbers would be nine tenths of the file.
+    strip --strip-debug "$prefix/bin/$program.new"
     mv -f -- "$prefix/bin/$program.new" "$prefix/bin/$program"
     say "$prefix/bin/$program: $("$prefix/bin/$program" --version)"
 done

@@ -20,7 +20,8 @@ usage: scripts/test.sh [check|unit|e2e|long]... [-- TEST-ARGUMENTS...]
   unit    unit, property and golden tests of all crates, with real FUSE mounts
   e2e     end to end, with a real containerd, runc and registry; then some of it with newer containerds (${containerd_suites[*]})
   long    not among "all": the daemon is killed 1000 times (SOCI_TEST_ROUNDS) under readers and starting containers, with each front end, on the
-          containerd in PATH; about an hour each. Prints the longest stall
+          containerd in PATH; about an hour each. Prints the longest stall. Then 200 images are pulled, run and removed, and for five minutes
+          (SOCI_TEST_STRESS_SECONDS) containerd collects every second while images come and go, and the registry hangs
 Without a name: all of them but the last. TEST-ARGUMENTS go to the tests (a name to select by, --nocapture); the newer containerds are left out then.
 EOF
 }
@@ -85,7 +86,11 @@ e2e() {
 }
 
 long() {
-    programs && SOCI_TEST_ROUNDS=${SOCI_TEST_ROUNDS:-1000} suites --ignored --nocapture survive::killed_for_a_long_time "$@"
+    local status=0
+    programs || return
+    SOCI_TEST_ROUNDS=${SOCI_TEST_ROUNDS:-1000} suites --ignored --nocapture survive::killed_for_a_long_time "$@" || status=1
+    SOCI_TEST_ROUNDS=200 SOCI_TEST_STRESS_SECONDS=${SOCI_TEST_STRESS_SECONDS:-300} suites --nocapture rounds:: stress:: "$@" || status=1
+    return "$status"
 }
 
 # Two stacks at a time: each test has a registry, a containerd and a daemon of its own.

@@ -257,12 +257,12 @@ fn killed_under_readers(front_end: &str, rounds: u32, signals: &[Signal]) {
 
 #[test]
 fn killed_again_and_again_under_readers() {
-    killed_under_readers("off", rounds(5), &[Signal::KILL]);
+    killed_under_readers("off", rounds(30), &[Signal::KILL]);
 }
 
 #[test]
 fn killed_again_and_again_under_the_kernel_front_end() {
-    killed_under_readers("auto", rounds(5), &[Signal::KILL]);
+    killed_under_readers("auto", rounds(30), &[Signal::KILL]);
 }
 
 #[test]
