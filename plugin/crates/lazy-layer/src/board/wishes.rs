@@ -123,8 +123,10 @@ impl Inner {
         // What is expected last is expected with the best reason; those who wait are served in turn.
         let order = if demand == Demand::ReadAhead { u64::MAX.saturating_sub(batch) } else { batch };
         if let Some(wish) = self.wish(layer.id(), span) {
-            let again = demand == Demand::ReadAhead && matches!(wish.phase, Phase::Queued);
-            if demand < wish.demand || (again && demand == wish.demand) {
+            let expected = demand == Demand::ReadAhead;
+            // What the background is bringing is left to it: were that all counted as expected, nothing else would be admitted before it has come.
+            let comes = expected && !matches!(wish.phase, Phase::Queued);
+            if !comes && (demand < wish.demand || (expected && demand == wish.demand)) {
                 self.raise(layer, span, demand, order, out);
             }
             return;

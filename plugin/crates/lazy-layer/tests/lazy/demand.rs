@@ -233,6 +233,27 @@ fn a_span_far_behind_in_the_background_is_not_waited_for() {
 }
 
 #[test]
+fn what_the_background_is_bringing_is_left_to_it() {
+    let made = large();
+    let (_bed, layer, script, _attachment) = scripted(&made, |options| {
+        options.max_read_ahead = 4 << 20;
+        options.fill.disable = false;
+        options.fill.silence = Duration::ZERO;
+    });
+    let request = script.nth(0);
+    assert!(request.range.start == 0 && request.range.end >= bytes_of(5).end, "{:?}", request.range);
+    // A reader that goes from span to span, behind it.
+    for span in 0..4 {
+        let asked = ask(&layer, nid(&layer, &format!("{span}")), 0, 100);
+        request.send(bytes_of(span));
+        asked.wait().unwrap();
+    }
+    request.send(bytes_of(4));
+    wait_until("it is here", || layer.status().present >= 5 * SPAN);
+    assert_eq!(layer.status().fetched_by_read_ahead, 0);
+}
+
+#[test]
 fn a_host_that_asks_for_it_is_left_alone() {
     let made = large();
     let (_bed, layer, script, _attachment) = scripted(&made, |_| {});
