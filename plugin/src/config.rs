@@ -131,6 +131,12 @@ impl Config {
         seconds(self.deadlines.attach_sec)
     }
 
+    /// How long a layer that has left FUSE keeps its loop device for new containers.
+    #[must_use]
+    pub fn shared_cache(&self) -> Duration {
+        seconds(self.fuse.shared_cache_sec)
+    }
+
     /// How long a blocked read may take.
     #[must_use]
     pub fn read_deadline(&self) -> Duration {

@@ -25,7 +25,7 @@ mod supervise;
 
 use crate::adopt::{self, AdoptError};
 use crate::args::{Args, Command, ConfigCommand};
-use crate::config::{Config, LoadError, count, seconds};
+use crate::config::{Config, LoadError, count};
 use crate::credentials::Keyring;
 use crate::grpc::{OwnService, SnapshotsService};
 use crate::keeper::{self, Keeper};
@@ -345,7 +345,7 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
             mount_deadline: config.mount_deadline(),
             kernel,
             attach_deadline: config.attach_deadline(),
-            shared_cache: seconds(config.fuse.shared_cache_sec),
+            shared_cache: config.shared_cache(),
         },
         keeper: keeper.clone(),
         kept: Mutex::new((0..).map(Slot).zip(kept.mounts).collect()),

@@ -267,7 +267,12 @@ mod tests {
                 (metrics_options(config), brake(config), client.bounds, client.idle_timeout),
                 (client.header_timeout, client.connect_timeout, client.request_timeout, client.retries),
                 (client.min_backoff, client.max_backoff, client.turns, config.attach_deadline()),
-                (config.drain_deadline(), agreement_options(config), super::super::client::docker(config)),
+                (
+                    config.shared_cache(),
+                    config.drain_deadline(),
+                    agreement_options(config),
+                    super::super::client::docker(config)
+                ),
             )
         )
     }

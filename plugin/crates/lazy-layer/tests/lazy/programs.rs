@@ -104,7 +104,9 @@ fn who_reads_everything_starts_nothing() {
     let contents = libraries.iter().map(|path| std::fs::read(format!("/{path}")).unwrap());
     let files: Vec<(&str, Vec<u8>)> = libraries.iter().map(String::as_str).zip(contents).collect();
     let lower = layer(&mut random, &files, &[]);
-    let upper = layer(&mut random, &[("usr/bin/program", std::fs::read(PROGRAM).unwrap())], &[]);
+    let before = random.bytes(16 * SPAN as usize);
+    let program = std::fs::read(PROGRAM).unwrap();
+    let upper = layer(&mut random, &[("before", before), ("usr/bin/program", program)], &[]);
     let marker = random.bytes(10_000);
     let marked = layer(&mut random, &[("marker", marker)], &[]);
     let bed = Bed::with(|options| {
@@ -115,8 +117,10 @@ fn who_reads_everything_starts_nothing() {
     let (above, _, _above) = bed.lazy(&upper);
     let (other, other_source, _other) = bed.lazy(&marked);
     bed.store.starts(&[Arc::clone(&above), below]);
-    for page in 0..4 * SPAN / 4096 {
-        ask(&above, nid(&above, "noise/0"), page * 4096, 4096).wait().unwrap();
+    for (name, spans) in [("noise/0", 4), ("before", 16), ("noise/1", 4)] {
+        for page in 0..spans * SPAN / 4096 {
+            ask(&above, nid(&above, name), page * 4096, 4096).wait().unwrap();
+        }
     }
     ask(&above, nid(&above, "usr/bin/program"), 0, 4096).wait().unwrap();
     // Looked for by the same thread, after that.
