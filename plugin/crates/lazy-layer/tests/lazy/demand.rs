@@ -41,6 +41,11 @@ fn ask_span(layer: &Arc<Layer>, span: u64) -> Asked {
     ask(layer, nid(layer, &format!("{span}")), SPAN / 2, 100)
 }
 
+/// Asks for a few bytes where a span begins, as one who goes on from span to span does.
+fn enter_span(layer: &Arc<Layer>, span: u64) -> Asked {
+    ask(layer, nid(layer, &format!("{span}")), 0, 100)
+}
+
 fn bytes_of(span: u64) -> std::ops::Range<u64> {
     span * SPAN..(span + 1) * SPAN
 }
@@ -62,17 +67,16 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 fn a_reader_is_answered_when_its_span_has_come() {
     let made = large();
     let (_bed, layer, script, _attachment) = scripted(&made, |options| options.max_read_ahead = 4 << 20);
-    let enter = |span: u64| ask(&layer, nid(&layer, &format!("{span}")), 0, 100);
     let check = |span: u64, asked: Asked| {
         assert_eq!(asked.wait().unwrap(), made.files[span as usize].1[..100]);
     };
     // A reader that goes from span to span.
     for span in [3, 4] {
-        let asked = enter(span);
+        let asked = enter_span(&layer, span);
         script.request(|request| request.range == bytes_of(span)).serve();
         check(span, asked);
     }
-    let first = enter(5);
+    let first = enter_span(&layer, 5);
     let request = script.nth(2);
     assert_eq!(request.range.start, bytes_of(5).start, "its own span comes first");
     assert!(request.range.end > bytes_of(5).end, "and what is expected next behind it: {:?}", request.range);
@@ -82,7 +86,7 @@ fn a_reader_is_answered_when_its_span_has_come() {
     assert!(layer.status().fetched_on_demand == 3 * SPAN && layer.status().fetched_by_read_ahead == 0);
 
     // The next one is on its way already.
-    let second = enter(6);
+    let second = enter_span(&layer, 6);
     request.send(bytes_of(6));
     check(6, second);
     let of_six =
@@ -102,7 +106,7 @@ fn what_is_next_is_not_overtaken_by_what_comes_later() {
     let other = ask_span(&layer, 40);
     let unanswered = script.nth(0);
     for span in 3..10 {
-        let asked = ask(&layer, nid(&layer, &format!("{span}")), 0, 100);
+        let asked = enter_span(&layer, span);
         script.request(|request| request.range == bytes_of(span)).serve();
         asked.wait().unwrap();
     }
@@ -244,7 +248,7 @@ fn what_the_background_is_bringing_is_left_to_it() {
     assert!(request.range.end >= bytes_of(5).end, "{:?}", request.range);
     // A reader that goes from span to span, behind it.
     for span in 0..4 {
-        let asked = ask(&layer, nid(&layer, &format!("{span}")), 0, 100);
+        let asked = enter_span(&layer, span);
         request.send(bytes_of(span));
         asked.wait().unwrap();
     }
