@@ -10,7 +10,7 @@ packages_image=(debootstrap gzip tar xz-utils)
 # For the benchmarks' certificates and made-up images.
 packages_bench=(openssl busybox-static)
 # What the tests compare with and make their images from.
-packages_tests=(attr busybox-static curl e2fsprogs erofs-utils libcap2-bin shellcheck systemd util-linux zstd)
+packages_tests=(attr busybox-static curl e2fsprogs erofs-utils libcap2-bin python3 shellcheck systemd util-linux zstd)
 
 # missing_packages NAME...: those of them that are not installed.
 missing_packages() {

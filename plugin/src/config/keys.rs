@@ -457,10 +457,10 @@ tables! {
         ahead_while_waiting_bytes "limits.ahead_while_waiting_bytes": Size = "2mb";
         /// Spans that follow what was read and are fetched by guess in one layer before one proved useful; later, three for each that did (0: none).
         guesses "limits.guesses": Int(0..=65_536) = 4;
-        /// Files that a program that starts is followed to (its libraries, theirs, and so on), which are fetched ahead of it (0: none, nor start.files).
-        start_files "limits.start_files": Int(0..=65_536) = 256;
+        /// Files that a program that starts is followed to (its libraries, the modules that it imports, theirs, and so on), fetched ahead of it (0: none, nor start.files); as many may wait for that.
+        start_files "limits.start_files": Int(0..=65_536) = 1_024;
         /// Bytes of such files that are fetched because of one program.
-        start_bytes "limits.start_bytes": Size = "64mb";
+        start_bytes "limits.start_bytes": Size = "128mb";
         /// Files of one layer, as long as it is mounted, that programs are followed to; past that, none is any more.
         followed_files "limits.followed_files": Int(1..=1_048_576) = 4_096;
         /// Compressed bytes in memory that are not inflated yet; with so many, no more are taken from the network.

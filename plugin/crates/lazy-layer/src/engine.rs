@@ -31,18 +31,13 @@ pub(crate) struct Engine {
     pub(crate) board: Board,
     pub(crate) backlog: Backlog,
     hints: Sender<Hint>,
+    steps: Sender<(Box<Step>, Arc<Engine>)>,
     layers: AtomicU64,
     said_full: Mutex<Option<Instant>>,
 }
 
-/// What the thread that reads ahead is told.
-#[derive(Debug)]
-enum Hint {
-    /// Bytes of a layer's tar were read, and had been fetched ahead.
-    Read(Arc<Layer>, Range<u64>),
-    /// A program that starts is followed.
-    Step(Box<Step>, Arc<Engine>),
-}
+/// What the thread that reads ahead is told: bytes of a layer's tar were read, and had been fetched ahead.
+type Hint = (Arc<Layer>, Range<u64>);
 
 impl Engine {
     pub(crate) fn start(
@@ -51,14 +46,15 @@ impl Engine {
         runtime: Handle,
     ) -> io::Result<Arc<Self>> {
         let (hints, given) = crossbeam_channel::bounded::<Hint>(options.max_ahead_queue);
-        std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || {
-            for hint in given {
-                match hint {
-                    Hint::Read(layer, tar) => layer.read_ahead(&tar),
-                    Hint::Step(step, engine) => step.take(&engine),
-                }
+        let (steps, taken) = crossbeam_channel::bounded::<(Box<Step>, Arc<Self>)>(options.max_start_files);
+        // Both end with the engine. Who reads on goes before what is yet to be found out.
+        let next = move || {
+            crossbeam_channel::select_biased! {
+                recv(given) -> hint => hint.map(|(layer, tar)| layer.read_ahead(&tar)).is_ok(),
+                recv(taken) -> step => step.map(|(step, engine): (Box<Step>, Arc<Self>)| step.take(&engine)).is_ok(),
             }
-        })?;
+        };
+        std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || while next() {})?;
         let engine = Arc::new(Self {
             pool: Pool::start(options.inflate_threads, options.largest_kept_buffer)?,
             buffers: Buffers::new(options.pooled_buffers, options.largest_kept_buffer),
@@ -66,6 +62,7 @@ impl Engine {
             board: Board::new(),
             backlog: Backlog::default(),
             hints,
+            steps,
             layers: AtomicU64::new(0),
             said_full: Mutex::new(None),
             options,
@@ -77,12 +74,12 @@ impl Engine {
 
     /// Tells of a read that was answered from what had been fetched ahead. Never waits; should too many come at once, some are not seen.
     pub(crate) fn hint(&self, layer: &Arc<Layer>, tar: Range<u64>) {
-        let _ = self.hints.try_send(Hint::Read(Arc::clone(layer), tar));
+        let _ = self.hints.try_send((Arc::clone(layer), tar));
     }
 
     /// Goes on following a program. Never waits; should too many be followed at once, some are lost.
     pub(crate) fn step(self: &Arc<Self>, step: Step) {
-        let _ = self.hints.try_send(Hint::Step(Box::new(step), Arc::clone(self)));
+        let _ = self.steps.try_send((Box::new(step), Arc::clone(self)));
     }
 
     /// Bytes that begin at this place of the layer file were read, and look like the beginning of a program.

@@ -63,6 +63,7 @@ mod link;
 mod mapping;
 mod options;
 mod pool;
+mod python;
 mod shelf;
 mod source;
 mod sources;

@@ -62,9 +62,10 @@ pub struct StoreOptions {
     pub max_tail: u64,
     /// Diff IDs of one layer that are remembered until it is checked; an honest image has one. Default 16.
     pub max_claims: usize,
-    /// Files that a program that starts is followed to (its libraries, theirs, …), and that are fetched ahead of it; 0 for none. Default 256.
+    /// Files that a program that starts is followed to (its libraries, its modules, theirs, …), and that are fetched ahead of it; 0 for none. As many, of all
+    /// programs, may wait to be followed further; more are not. Default 1024.
     pub max_start_files: usize,
-    /// Bytes of the tar that are fetched because of one such program. Default 64 MiB.
+    /// Bytes of the tar that are fetched because of one such program. Default 128 MiB.
     pub max_start_bytes: u64,
     /// Files of one layer that programs were followed to, remembered as long as it is open so that each is once; past that, none is followed. Default 4096.
     pub max_followed: usize,
@@ -180,8 +181,8 @@ impl StoreOptions {
             max_rechecks: 2,
             max_tail: 64 << 20,
             max_claims: 16,
-            max_start_files: 256,
-            max_start_bytes: 64 << 20,
+            max_start_files: 1024,
+            max_start_bytes: 128 << 20,
             max_followed: 4096,
             start_files: Vec::new(),
             fill: FillOptions::default(),

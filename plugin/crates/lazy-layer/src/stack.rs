@@ -6,10 +6,12 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
-use erofs_image::{Image, Inode, Kind};
+use erofs_image::{Image, Inode, Kind, Nid};
+use parking_lot::Mutex;
 
 use crate::layer::Layer;
 use crate::mapping::Mapping;
+use crate::start::Modules;
 
 /// As in the kernel.
 const MAX_LINKS: usize = 40;
@@ -22,6 +24,8 @@ const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
 #[derive(Debug)]
 pub(crate) struct Stack {
     from_above: Vec<Weak<Layer>>,
+    /// Where its programs look for modules.
+    pub(crate) modules: Mutex<Modules>,
 }
 
 /// A regular file of an image.
@@ -33,16 +37,21 @@ pub(crate) struct Found {
     pub(crate) directory: Option<Vec<Vec<u8>>>,
 }
 
-enum Look {
-    Found(Arc<Layer>, Inode),
-    /// A higher layer hides what is below.
-    Hidden,
-    Absent,
+/// A directory as the layers together show it: those of its layers that are seen, nearest first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Directory(Vec<(Arc<Layer>, Nid)>);
+
+/// What a name in a directory is.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    Directory(Directory),
+    /// Anything else.
+    Other(Arc<Layer>, Inode),
 }
 
 impl Stack {
     pub(crate) fn new(from_above: &[Arc<Layer>]) -> Self {
-        Self { from_above: from_above.iter().map(Arc::downgrade).collect() }
+        Self { from_above: from_above.iter().map(Arc::downgrade).collect(), modules: Mutex::default() }
     }
 
     /// Whether it is made of these layers.
@@ -55,21 +64,28 @@ impl Stack {
     pub(crate) fn file(&self, from: &[Vec<u8>], path: &[u8]) -> Option<Found> {
         let mut at: Vec<Vec<u8>> = if path.starts_with(b"/") { Vec::new() } else { from.to_vec() };
         let mut left: VecDeque<Vec<u8>> = names(path).collect();
+        let mut directories = self.directories(&at)?;
         let mut links = 0usize;
         while let Some(name) = left.pop_front() {
             if name == b".." {
-                at.pop();
+                if at.pop().is_some() {
+                    directories.pop();
+                }
                 continue;
             }
-            at.push(name);
-            if at.len() > MAX_DEPTH || left.len() > MAX_DEPTH {
+            if at.len() >= MAX_DEPTH || left.len() > MAX_DEPTH {
                 return None;
             }
-            let (layer, inode) = self.exact(&at)?;
+            let (layer, inode) = match directories.last()?.entry(&name)? {
+                Entry::Directory(directory) => {
+                    at.push(name);
+                    directories.push(directory);
+                    continue;
+                }
+                Entry::Other(layer, inode) => (layer, inode),
+            };
             match inode.kind {
-                Kind::Directory => {}
                 Kind::Regular if left.is_empty() => {
-                    at.pop();
                     return Some(Found { layer, inode, directory: Some(at) });
                 }
                 Kind::Symlink if links < MAX_LINKS => {
@@ -77,8 +93,7 @@ impl Stack {
                     let target = layer.image().read_link(inode.nid).ok()?;
                     if target.starts_with(b"/") {
                         at.clear();
-                    } else {
-                        at.pop();
+                        directories.truncate(1);
                     }
                     for name in names(target).rev() {
                         left.push_front(name);
@@ -90,44 +105,59 @@ impl Stack {
         None
     }
 
-    /// What is at a path without links on the way.
-    fn exact(&self, path: &[Vec<u8>]) -> Option<(Arc<Layer>, Inode)> {
-        for layer in self.from_above.iter().filter_map(Weak::upgrade) {
-            match look(&layer, path) {
-                Look::Found(layer, inode) => return Some((layer, inode)),
-                Look::Hidden => return None,
-                Look::Absent => {}
+    /// The directory at a path without links on the way.
+    pub(crate) fn directory(&self, path: &[Vec<u8>]) -> Option<Directory> {
+        self.directories(path)?.pop()
+    }
+
+    /// The root, and every directory on a path without links.
+    fn directories(&self, path: &[Vec<u8>]) -> Option<Vec<Directory>> {
+        let layers = self.from_above.iter().filter_map(Weak::upgrade);
+        let root = Directory(
+            layers
+                .map(|layer| {
+                    let root = layer.image().root();
+                    (layer, root)
+                })
+                .collect(),
+        );
+        let mut directories = vec![root];
+        for name in path {
+            match directories.last()?.entry(name)? {
+                Entry::Directory(directory) => directories.push(directory),
+                Entry::Other(..) => return None,
             }
         }
-        None
+        Some(directories)
+    }
+}
+
+impl Directory {
+    /// What a name in it is, if anything.
+    pub(crate) fn entry(&self, name: &[u8]) -> Option<Entry> {
+        let mut seen = Vec::new();
+        for (layer, directory) in &self.0 {
+            let image: &Image<Mapping> = layer.image();
+            let Ok(Some(nid)) = image.lookup(*directory, name) else { continue };
+            let Ok(inode) = image.inode(nid) else { break };
+            if inode.kind != Kind::Directory {
+                // A file above ends what is merged; a whiteout, as overlayfs has them, is nothing.
+                let is_whiteout = inode.kind == Kind::CharDevice && inode.rdev == (0, 0);
+                if seen.is_empty() && !is_whiteout {
+                    return Some(Entry::Other(Arc::clone(layer), inode));
+                }
+                break;
+            }
+            seen.push((Arc::clone(layer), nid));
+            if image.xattr(nid, OPAQUE.0).is_ok_and(|value| value == Some(OPAQUE.1)) {
+                break;
+            }
+        }
+        (!seen.is_empty()).then_some(Entry::Directory(Self(seen)))
     }
 }
 
 /// The names of a path; `.` is none.
 fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec)
-}
-
-fn look(layer: &Arc<Layer>, path: &[Vec<u8>]) -> Look {
-    let image: &Image<Mapping> = layer.image();
-    let (mut at, mut hides) = (image.root(), false);
-    let mut path = path.iter().peekable();
-    while let Some(name) = path.next() {
-        let absent = if hides { Look::Hidden } else { Look::Absent };
-        let Ok(Some(nid)) = image.lookup(at, name) else { return absent };
-        let Ok(inode) = image.inode(nid) else { return absent };
-        // A whiteout, as overlayfs has them.
-        if inode.kind == Kind::CharDevice && inode.rdev == (0, 0) {
-            return Look::Hidden;
-        }
-        if path.peek().is_none() {
-            return Look::Found(Arc::clone(layer), inode);
-        }
-        if inode.kind != Kind::Directory {
-            return Look::Hidden;
-        }
-        hides = hides || image.xattr(nid, OPAQUE.0).is_ok_and(|value| value == Some(OPAQUE.1));
-        at = nid;
-    }
-    Look::Absent
 }

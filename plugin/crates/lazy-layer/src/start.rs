@@ -5,7 +5,11 @@
 //! out ahead of the loader, from the layers of the image together, and all of it is asked for at once. The same is done with the files that nearly
 //! every start reads ([`crate::StoreOptions::start_files`]) when an image is mounted.
 //!
+//! A Python program says in its modules which others it imports; these are followed, too.
+//!
 //! It is a guess, and bounded: a program is followed to so many files and bytes; what is read meanwhile goes first.
+
+mod modules;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +20,10 @@ use erofs_image::{Kind, Nid};
 use crate::elf::{self, Dynamic, Elf};
 use crate::engine::Engine;
 use crate::layer::Layer;
+use crate::python::{self, Module};
 use crate::stack::{Found, Stack};
+use modules::Form;
+pub(crate) use modules::Modules;
 
 /// A file of up to so many bytes is asked for as a whole: it is hardly more than a span, and most of it will be read.
 const WHOLE: u64 = 4 << 20;
@@ -52,6 +59,8 @@ pub(crate) enum Step {
     Names(Arc<Walk>, Found, Elf, Dynamic, Vec<u8>),
     /// The path of what loads it.
     Interpreter(Arc<Walk>, Vec<u8>),
+    /// What a Python module imports.
+    Module(Arc<Walk>, Found, Box<Module>),
 }
 
 impl Step {
@@ -85,6 +94,7 @@ impl Step {
                 let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
                 walk.visit_path(&[], path);
             }
+            Step::Module(walk, found, module) => walk.imports(&found, &module),
         }
     }
 }
@@ -104,17 +114,25 @@ impl Walk {
         is_there
     }
 
-    /// Asks for a file, and looks into it.
-    fn visit(self: &Arc<Self>, found: Found) {
+    /// Asks for a file, unless that was done before, or was enough; whether to look into it.
+    fn takes(&self, found: &Found) -> bool {
         if found.inode.kind != Kind::Regular || !found.layer.is_news(found.inode.nid) {
-            return;
+            return false;
         }
         let one_less = |left: usize| left.checked_sub(1);
         if self.files.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err() {
-            return;
+            return false;
         }
         if found.inode.size <= WHOLE {
-            self.ask(&found, &(0..found.inode.size));
+            self.ask(found, &(0..found.inode.size));
+        }
+        true
+    }
+
+    /// Asks for a file, and looks into it.
+    fn visit(self: &Arc<Self>, found: Found) {
+        if !self.takes(&found) {
+            return;
         }
         let walk = Arc::clone(self);
         let again = found.clone();
@@ -122,8 +140,15 @@ impl Walk {
     }
 
     fn head(self: &Arc<Self>, found: Found, head: &[u8]) {
+        if python::is_compiled(head) {
+            self.module(&found, Form::Compiled);
+            return;
+        }
         if let Some((interpreter, argument)) = elf::script(head) {
             self.visit_path(&[], interpreter);
+            if [interpreter, argument.unwrap_or_default()].iter().any(|word| is_python(word)) {
+                self.module(&found, Form::Source);
+            }
             if interpreter.ends_with(b"/env")
                 && let Some(program) = argument
             {
@@ -192,6 +217,11 @@ fn when_here(found: &Found, range: &Range<u64>, next: impl FnOnce(&[u8]) -> Step
     let range = range.start..range.end.min(found.inode.size);
     let Ok(len) = u32::try_from(range.end.saturating_sub(range.start)) else { return };
     found.layer.when_here(found.inode.nid, range.start, len, next);
+}
+
+/// Whether a program of this path runs Python.
+fn is_python(path: &[u8]) -> bool {
+    path.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(b"python"))
 }
 
 fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {

@@ -8,6 +8,7 @@ use erofs_image::{Inode, Nid};
 use crate::demand::Demand;
 use crate::elf;
 use crate::layer::Layer;
+use crate::python;
 use crate::stack::Stack;
 use crate::start::Step;
 use crate::waiting::Wanted;
@@ -83,5 +84,5 @@ impl Layer {
 
 /// Whether bytes of a layer may be the beginning of a program.
 pub(super) fn looks_like_program(bytes: &[u8]) -> bool {
-    elf::is_elf(bytes) || bytes.starts_with(b"#!/")
+    elf::is_elf(bytes) || bytes.starts_with(b"#!/") || python::is_compiled(bytes)
 }

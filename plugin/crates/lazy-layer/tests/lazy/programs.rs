@@ -1,4 +1,5 @@
-//! What a program needs comes ahead of it. The program is one of this machine, and `ldd` says what it needs.
+//! What a program needs comes ahead of it. The program is one of this machine, and `ldd` says what it needs; the modules are some that this machine's Python
+//! compiles and imports.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -195,4 +196,119 @@ fn who_is_followed_keeps_no_layer_open() {
     drop(layer);
     // Would wait in vain.
     bed.restart();
+}
+
+/// Modules of an application, and what is in them.
+const MODULES: [(&str, &str); 15] = [
+    (
+        "app/__init__.py",
+        "import base.deep.leaf\nfrom . import first, nothing\nfrom .sub import second as other\nnothing = None\n",
+    ),
+    ("app/nothing/data.txt", "a directory that is no module of its own"),
+    ("app/first.py", "from .third import value\ndef later():\n    import app.unused\n"),
+    ("app/third.py", "value = 3\n"),
+    ("app/unused.py", "import app.unused_too\n"),
+    ("app/unused_too.py", "import nowhere\n"),
+    ("app/sub/__init__.py", "from .. import sibling\n"),
+    ("app/sub/second.py", "import single\nfrom ..third import value\n"),
+    ("app/sibling.py", "try:\n    import not_installed\nexcept ImportError:\n    pass\n"),
+    ("base/__init__.py", ""),
+    ("base/deep/__init__.py", "from . import *\n"),
+    ("base/deep/leaf.py", "import base\n"),
+    ("base/deep/other.py", "raise SystemError\n"),
+    ("single.py", "name = 'single'\n"),
+    // The first that is read, and in every case as it was compiled.
+    (KNOWN, "import sys\n"),
+];
+const KNOWN: &str = "known.py";
+
+/// Where they are installed in the image.
+const PACKAGES: &str = "usr/lib/python3/dist-packages";
+
+fn python(script: &str, arguments: &[&str]) -> String {
+    let out = Command::new("python3").args(["-S", "-c", script]).args(arguments).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// The modules as files, compiled unless `as_source`, and which of them Python imports with `app`.
+fn modules(as_source: bool) -> (Vec<(String, Vec<u8>)>, BTreeSet<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().to_str().unwrap();
+    for (name, content) in MODULES {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    let compile = "import compileall, sys; compileall.compile_dir(sys.argv[1], ddir=sys.argv[2], quiet=1)";
+    python(compile, &[root, &format!("/{PACKAGES}")]);
+    let attribute = if as_source { "__file__" } else { "__cached__" };
+    let imported = python(
+        "import sys; sys.path.insert(0, sys.argv[1]); import app\n\
+         for module in sys.modules.values():\n    print(getattr(module, sys.argv[2], None))",
+        &[root, attribute],
+    );
+    let imported =
+        imported.lines().filter_map(|path| path.strip_prefix(root)).map(|path| format!("{PACKAGES}{path}"));
+    let mut files = Vec::new();
+    for (name, content) in MODULES {
+        let path = folder.path().join(name);
+        files.push((format!("{PACKAGES}/{name}"), content.as_bytes().to_vec()));
+        let cache = path.parent().unwrap().join("__pycache__");
+        let stem = format!("{}.", path.file_stem().unwrap().to_str().unwrap());
+        for entry in std::fs::read_dir(cache).into_iter().flatten().filter(|_| !as_source || name == KNOWN) {
+            let entry = entry.unwrap();
+            if entry.file_name().to_str().unwrap().starts_with(&stem) {
+                let place = entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                files.push((format!("{PACKAGES}/{place}"), std::fs::read(entry.path()).unwrap()));
+            }
+        }
+    }
+    (files, imported.collect())
+}
+
+#[test]
+fn modules_come_ahead_of_their_imports() {
+    for as_source in [false, true] {
+        let mut random = Random::seeded("modules_come_ahead_of_their_imports");
+        let (files, imported) = modules(as_source);
+        assert!(imported.len() >= 10, "{imported:?}");
+        // The application is above what it stands on.
+        let (above, below): (Vec<_>, Vec<_>) = files
+            .iter()
+            .filter(|(_, content)| !content.is_empty())
+            .cloned()
+            .partition(|(name, _)| name.contains("/app/"));
+        let mut packed = |files: &[(String, Vec<u8>)]| -> Made {
+            let files: Vec<_> =
+                files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect();
+            layer(&mut random, &files, &[])
+        };
+        let script = ("usr/bin/application".to_owned(), b"#!/usr/bin/python3 -u\nimport app\n".to_vec());
+        let (upper, lower) = (packed(&[above, vec![script]].concat()), packed(&below));
+
+        let bed = Bed::new();
+        let (low, low_source, _low) = bed.lazy(&lower);
+        let (up, up_source, _up) = bed.lazy(&upper);
+        bed.store.starts(&[Arc::clone(&up), Arc::clone(&low)]);
+        let begins =
+            |part: &str| files.iter().find(|(name, _)| name.contains(part) && name.ends_with(".pyc"));
+        // Says where modules are.
+        ask(&low, nid(&low, &begins("known").unwrap().0), 0, 4096).wait().unwrap();
+        let begin = begins("/app/__pycache__/__init__").map_or("usr/bin/application", |(name, _)| name);
+        ask(&up, nid(&up, begin), 0, 4096).wait().unwrap();
+        let spans = |made: &Made, names: &dyn Fn(&str) -> bool| -> BTreeSet<u32> {
+            let files = made.files.iter().map(|(name, _)| name).filter(|name| names(name));
+            files.flat_map(|name| spans_of(made, name)).collect()
+        };
+        let layers = [(&upper, &up_source), (&lower, &low_source)];
+        for (made, source) in layers {
+            let needed = spans(made, &|name| imported.contains(name));
+            wait_until("a module was not asked for", || needed.is_subset(&asked(made, source)));
+        }
+        for (made, source) in layers {
+            let never = spans(made, &|name| name.contains("unused") || name.ends_with("other.py"));
+            assert!(never.is_disjoint(&asked(made, source)), "what nobody imports was asked for");
+        }
+    }
 }

@@ -1,0 +1,148 @@
+//! As much of Python as says which other modules a module imports when it is run: from its source, or compiled as CPython leaves it beside that.
+//!
+//! A source is known by its name only: it is looked into when a compiled module, or a script, led to it.
+//! What functions import when they are called is left out; what a condition leaves out is not. Untrusted: every number is checked against the bytes that are there.
+
+mod compiled;
+mod marshal;
+mod source;
+
+/// Longest dotted name, bytes.
+const MAX_NAME: usize = 512;
+/// Import statements of one module that count.
+const MAX_IMPORTS: usize = 1024;
+
+/// What a module says of itself and others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Module {
+    /// The path of its source when it was compiled.
+    pub(crate) source: Option<Vec<u8>>,
+    /// What the interpreter that compiled it puts into the names of such files: `cpython-311`.
+    pub(crate) tag: Option<&'static str>,
+    pub(crate) imports: Vec<Import>,
+}
+
+/// One import statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Import {
+    /// 0 for a name that is looked for everywhere; else it counts from this many packages up, its own being the first.
+    pub(crate) level: u32,
+    /// Names between dots; empty where only packages are counted.
+    pub(crate) module: Vec<u8>,
+    /// What is taken from it, which may be modules in it.
+    pub(crate) names: Vec<Vec<u8>>,
+}
+
+/// Whether a file that begins with these bytes may be a compiled module of a version that is known.
+pub(crate) fn is_compiled(head: &[u8]) -> bool {
+    compiled::version(head).is_some()
+}
+
+impl Module {
+    /// From a whole compiled module.
+    pub(crate) fn compiled(bytes: &[u8]) -> Option<Self> {
+        compiled::module(bytes)
+    }
+
+    /// From a whole source.
+    pub(crate) fn source(bytes: &[u8]) -> Self {
+        Self { source: None, tag: None, imports: source::imports(bytes) }
+    }
+}
+
+/// Whether these are identifiers between dots, as far as that matters for files.
+fn is_dotted_name(name: &[u8]) -> bool {
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte >= 0x80;
+    name.len() <= MAX_NAME
+        && name.split(|byte| *byte == b'.').all(|part| !part.is_empty() && part.iter().all(is_letter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: &[u8] = include_bytes!("../tests/python/sample.py");
+    /// As CPython's `py_compile` made them of that, at [`PATH`].
+    const COMPILED: [(&str, &[u8]); 4] = [
+        ("cpython-39", include_bytes!("../tests/python/sample.cpython-39.pyc")),
+        ("cpython-311", include_bytes!("../tests/python/sample.cpython-311.pyc")),
+        ("cpython-313", include_bytes!("../tests/python/sample.cpython-313.pyc")),
+        ("cpython-314", include_bytes!("../tests/python/sample.cpython-314.pyc")),
+    ];
+    const PATH: &[u8] = b"/usr/lib/python3/dist-packages/pkg/sub/sample.py";
+
+    /// What a reader of the source finds.
+    fn expected() -> Vec<Import> {
+        let import = |level, module: &str, names: &[&str]| Import {
+            level,
+            module: module.as_bytes().to_vec(),
+            names: names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+        };
+        vec![
+            import(0, "alpha", &[]),
+            import(0, "beta.gamma.delta", &[]),
+            import(0, "epsilon", &[]),
+            import(1, "", &["sibling"]),
+            import(2, "", &["uncle"]),
+            import(1, "near", &["one", "two"]),
+            import(3, "far.away", &[]),
+            import(0, "zeta.eta", &["theta", "iota"]),
+            import(0, "kappa", &[]),
+            import(0, "mu", &["nu"]),
+            import(0, "omega", &[]),
+            import(1, "last", &["final"]),
+        ]
+    }
+
+    #[test]
+    fn sources_say_what_they_import() {
+        assert_eq!(Module::source(SOURCE), Module { imports: expected(), ..Module::default() });
+    }
+
+    #[test]
+    fn compiled_modules_say_the_same() {
+        for (tag, compiled) in COMPILED {
+            assert!(is_compiled(compiled.get(..16).unwrap()), "{tag}");
+            let module = Module::compiled(compiled).unwrap();
+            assert_eq!(
+                module,
+                Module { source: Some(PATH.to_vec()), tag: Some(tag), imports: expected() },
+                "{tag}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_files_are_none() {
+        for head in
+            [&b""[..], b"\xa7\r", b"\x7fELF\x02\x01", b"\xa7\x0d\x0d\x00", b"\x03\xf3\x0d\x0a", b"PK\r\n"]
+        {
+            assert!(!is_compiled(head), "{head:?}");
+            assert_eq!(Module::compiled(head), None);
+        }
+    }
+
+    #[test]
+    fn damaged_modules_are_survived() {
+        for (_, compiled) in COMPILED {
+            for end in (0..compiled.len()).step_by(97) {
+                assert_eq!(Module::compiled(&compiled[..end]), None, "the file of a module ends with it");
+            }
+            for at in (16..1000).chain((1000..compiled.len()).step_by(31)) {
+                for value in [0x00, 0x5b, 0x72, 0xa9, 0xe3, 0xff] {
+                    let mut damaged = compiled.to_vec();
+                    damaged[at] = value;
+                    let _ = Module::compiled(&damaged);
+                }
+            }
+        }
+        // Tuples in tuples, and in a tuple that refers to itself.
+        let deep = [&COMPILED[1].1[..16], &[b')', 1].repeat(100_000)].concat();
+        assert_eq!(Module::compiled(&deep), None);
+        let wide = [&COMPILED[1].1[..16], b"(\xff\xff\xff\x7f"].concat();
+        assert_eq!(Module::compiled(&wide), None);
+        for end in 0..SOURCE.len().min(1000) {
+            let _ = Module::source(&SOURCE[..end]);
+        }
+    }
+}
