@@ -356,7 +356,9 @@ tables! {
     /// What is fetched before a container that starts asks for it (ours).
     Start start {
         /// Files that nearly every start reads, absolute, with blanks between them; of a program, what it needs, too.
-        files "start.files": Text = "/etc/passwd /etc/group /bin/sh /etc/nsswitch.conf /etc/ld.so.cache /usr/lib/locale/C.utf8/LC_CTYPE /etc/localtime";
+        files "start.files": Text = "/etc/passwd /etc/group /bin/sh /etc/nsswitch.conf /etc/ld.so.cache";
+        /// Files that many starts read, likewise: fetched when nothing more certain is to come.
+        likely_files "start.likely_files": Text = "/usr/lib/locale/C.utf8/LC_CTYPE /etc/localtime";
     }
     /// The disk that layer files take (ours).
     Cache cache {

@@ -39,7 +39,9 @@ pub(super) fn layer_options(root: &Path, config: &Config) -> StoreOptions {
     options.max_start_files = count(limits.start_files);
     options.max_start_bytes = bytes(&limits.start_bytes);
     options.max_followed = count(limits.followed_files);
-    options.start_files = config.start.files.split_ascii_whitespace().map(str::to_owned).collect();
+    let paths = |list: &str| list.split_ascii_whitespace().map(str::to_owned).collect();
+    options.start_files = paths(&config.start.files);
+    options.likely_files = paths(&config.start.likely_files);
     options.max_bytes_in_flight = bytes(&limits.in_flight_bytes).max(1);
     options.max_span = bytes(&limits.span_bytes);
     options.max_rechecks = count(limits.rechecks);

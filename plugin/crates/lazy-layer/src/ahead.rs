@@ -9,7 +9,8 @@
 //! Between two misses, however, the link has a round trip's time for nothing. That is spent on a guess: the span that follows, wherever a read is. It comes
 //! behind what is waited for, on the same line (see `board`), and so costs the reader next to nothing. Half of the guesses are right (measured with four
 //! images; for the span before it is less): Python started a seventh sooner and PostgreSQL a tenth, Node and Erlang not later, for a tenth more bytes. As
-//! long as a third of them is read, more are made: [`Guesses`].
+//! long as a third of them is read, more are made: [`Guesses`]. None is made where a program ends that was followed (see [`crate::start`]): what it needs is asked for, and
+//! of what lies behind it, one in four was needed.
 //!
 //! There is no open: the first read of a file is all that is seen of it.
 

@@ -340,6 +340,10 @@ impl Layer {
         let spans = self.spans.covering(tar);
         let file = self.headers.file_around(tar.end.saturating_sub(1), self.tar_size);
         let file = file.map(|bytes| (bytes.clone(), self.spans.covering(&bytes)));
+        // A program that ends here has said what it needs; what follows it is something else.
+        let told = file.as_ref().is_some_and(|(bytes, of_file)| {
+            of_file.end() <= spans.end() && self.is_followed(self.place(bytes.start))
+        });
         let enters = self.spans.get(*spans.end()).is_some_and(|row| enters(&row.tar, tar.start));
         let touch = Touch { spans, missed, enters, file };
         let len = |span: usize| self.spans.get(span).map(|row| row.compressed_len());
@@ -350,6 +354,7 @@ impl Layer {
         let mut missing: Vec<usize> = ranges.into_iter().flatten().filter(is_missing).collect();
         let mut new = missing.iter().filter(|span| is_new(**span)).count();
         if new == 0
+            && !told
             && let Some(guess) = ahead.guess(&touch, self.engine.options.max_guesses, is_new)
         {
             missing.push(guess);

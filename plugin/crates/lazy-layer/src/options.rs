@@ -71,6 +71,8 @@ pub struct StoreOptions {
     pub max_followed: usize,
     /// Files that nearly every start reads, by absolute path: fetched when an image's last layer is mounted.
     pub start_files: Vec<String>,
+    /// Files that many starts read, by absolute path: fetched then, too, behind all that is more certain.
+    pub likely_files: Vec<String>,
     /// Fetching what nobody asked for.
     pub fill: FillOptions,
     /// A layer with a span (compressed or inflated) larger than this is refused: a span is inflated in memory. Default 256 MiB.
@@ -185,6 +187,7 @@ impl StoreOptions {
             max_start_bytes: 128 << 20,
             max_followed: 4096,
             start_files: Vec::new(),
+            likely_files: Vec::new(),
             fill: FillOptions::default(),
             max_span: 256 << 20,
             max_waiters: 4096,

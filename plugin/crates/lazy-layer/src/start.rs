@@ -11,12 +11,14 @@
 
 mod modules;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use erofs_image::{Kind, Nid};
 
+use crate::demand::Demand;
 use crate::elf::{self, Dynamic, Elf};
 use crate::engine::Engine;
 use crate::layer::Layer;
@@ -26,9 +28,11 @@ use modules::Form;
 pub(crate) use modules::Modules;
 
 /// A file of up to so many bytes is asked for as a whole: it is hardly more than a span, and most of it will be read.
-const WHOLE: u64 = 4 << 20;
+const WHOLE: u64 = 8 << 20;
 /// Of a larger one, no part that is longer.
 const PART: u64 = 4 << 20;
+/// The end of a larger one has what its beginning tells of, as linkers lay files out: it is asked for without waiting for that.
+const TAIL: u64 = 64 << 10;
 /// Directories of its own that a file is looked for in.
 const MAX_RUN_PATH: usize = 16;
 /// Where `env` looks, and a shell.
@@ -39,6 +43,8 @@ const PATH: [&[u8]; 6] =
 #[derive(Debug)]
 pub(crate) struct Walk {
     stack: Arc<Stack>,
+    /// How much it is wanted.
+    demand: Demand,
     /// How many more files and bytes.
     files: AtomicUsize,
     bytes: AtomicU64,
@@ -67,9 +73,14 @@ impl Step {
     pub(crate) fn take(self, engine: &Arc<Engine>) {
         match self {
             Step::Image(stack) => {
-                let walk = Walk::new(engine, stack);
-                for path in &engine.options.start_files {
-                    walk.visit_path(&[], path.as_bytes());
+                let options = &engine.options;
+                let lists =
+                    [(&options.start_files, Demand::Trace), (&options.likely_files, Demand::ReadAhead)];
+                for (paths, demand) in lists {
+                    let walk = Walk::new(engine, Arc::clone(&stack), demand);
+                    for path in paths {
+                        walk.visit_path(&[], path.as_bytes());
+                    }
                 }
             }
             // Who reads everything starts nothing, and needs what comes next more than what a program would load.
@@ -77,17 +88,17 @@ impl Step {
             Step::Program(layer, place) => {
                 let Some((nid, stack)) = layer.file_at(place).zip(layer.stack()) else { return };
                 let Ok(inode) = layer.image().inode(nid) else { return };
-                Walk::new(engine, stack).visit(Found { layer, inode, directory: None });
+                Walk::new(engine, stack, Demand::Trace).visit(Found { layer, inode, directory: None });
             }
             Step::Head(walk, found, head) => walk.head(found, &head),
             Step::Dynamic(walk, found, elf, section) => {
                 let Some(dynamic) = elf.dynamic(&section) else { return };
                 let range = dynamic.names.clone();
                 let next = {
-                    let found = found.clone();
+                    let (walk, found) = (Arc::clone(&walk), found.clone());
                     |names: &[u8]| Step::Names(walk, found, elf, dynamic, names.to_vec())
                 };
-                when_here(&found, &range, next);
+                walk.when_here(&found, &range, next);
             }
             Step::Names(walk, found, elf, dynamic, names) => walk.libraries(&found, &elf, &dynamic, &names),
             Step::Interpreter(walk, path) => {
@@ -100,9 +111,9 @@ impl Step {
 }
 
 impl Walk {
-    fn new(engine: &Engine, stack: Arc<Stack>) -> Arc<Self> {
+    fn new(engine: &Engine, stack: Arc<Stack>, demand: Demand) -> Arc<Self> {
         let (files, bytes) = (engine.options.max_start_files, engine.options.max_start_bytes);
-        Arc::new(Self { stack, files: AtomicUsize::new(files), bytes: AtomicU64::new(bytes) })
+        Arc::new(Self { stack, demand, files: AtomicUsize::new(files), bytes: AtomicU64::new(bytes) })
     }
 
     fn visit_path(self: &Arc<Self>, from: &[Vec<u8>], path: &[u8]) -> bool {
@@ -116,15 +127,19 @@ impl Walk {
 
     /// Asks for a file, unless that was done before, or was enough; whether to look into it.
     fn takes(&self, found: &Found) -> bool {
-        if found.inode.kind != Kind::Regular || !found.layer.is_news(found.inode.nid) {
+        if found.inode.kind != Kind::Regular || !found.layer.is_news(found.inode.nid, self.demand) {
             return false;
         }
         let one_less = |left: usize| left.checked_sub(1);
         if self.files.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err() {
             return false;
         }
-        if found.inode.size <= WHOLE {
-            self.ask(found, &(0..found.inode.size));
+        let size = found.inode.size;
+        if size <= WHOLE {
+            self.ask(found, &(0..size));
+        } else {
+            self.ask(found, &(0..u64::from(elf::HEAD)));
+            self.ask(found, &(size.saturating_sub(TAIL)..size));
         }
         true
     }
@@ -136,7 +151,7 @@ impl Walk {
         }
         let walk = Arc::clone(self);
         let again = found.clone();
-        when_here(&found, &(0..u64::from(elf::HEAD)), |head| Step::Head(walk, again, head.to_vec()));
+        self.when_here(&found, &(0..u64::from(elf::HEAD)), |head| Step::Head(walk, again, head.to_vec()));
     }
 
     fn head(self: &Arc<Self>, found: Found, head: &[u8]) {
@@ -164,11 +179,11 @@ impl Walk {
         }
         if let Some(range) = &elf.interpreter {
             let walk = Arc::clone(self);
-            when_here(&found, range, |path| Step::Interpreter(walk, path.to_vec()));
+            self.when_here(&found, range, |path| Step::Interpreter(walk, path.to_vec()));
         }
         if let Some(range) = elf.dynamic.clone() {
             let (walk, again) = (Arc::clone(self), found.clone());
-            when_here(&found, &range, |section| Step::Dynamic(walk, again, elf, section.to_vec()));
+            self.when_here(&found, &range, |section| Step::Dynamic(walk, again, elf, section.to_vec()));
         }
     }
 
@@ -207,16 +222,21 @@ impl Walk {
         let bytes = range.end.saturating_sub(range.start);
         let less = |left: u64| left.checked_sub(bytes);
         if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
-            found.layer.fetch_soon(&found.inode, &range);
+            found.layer.fetch_soon(&found.inode, &range, self.demand);
         }
     }
-}
 
-/// Goes on when these bytes of a file are here.
-fn when_here(found: &Found, range: &Range<u64>, next: impl FnOnce(&[u8]) -> Step + Send + 'static) {
-    let range = range.start..range.end.min(found.inode.size);
-    let Ok(len) = u32::try_from(range.end.saturating_sub(range.start)) else { return };
-    found.layer.when_here(found.inode.nid, range.start, len, next);
+    /// Goes on when these bytes of a file are here.
+    fn when_here(
+        &self,
+        found: &Found,
+        range: &Range<u64>,
+        next: impl FnOnce(&[u8]) -> Step + Send + 'static,
+    ) {
+        let range = range.start..range.end.min(found.inode.size);
+        let Ok(len) = u32::try_from(range.end.saturating_sub(range.start)) else { return };
+        found.layer.when_here(found.inode.nid, range.start, len, self.demand, next);
+    }
 }
 
 /// Whether a program of this path runs Python.
@@ -233,13 +253,20 @@ fn relative(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() { name.to_vec() } else { joined(directory, name) }
 }
 
-/// Files that a layer's programs were followed to, so that each is once. A few kilobytes.
+/// Files that a layer's programs were followed to, and how much they were wanted, so that each is once. Some ten kilobytes.
 #[derive(Debug, Default)]
-pub(crate) struct Followed(std::collections::HashSet<Nid>);
+pub(crate) struct Followed(HashMap<Nid, Demand>);
 
 impl Followed {
-    /// Whether this file was not followed before; with `max` remembered, none is any more.
-    pub(crate) fn is_news(&mut self, nid: Nid, max: usize) -> bool {
-        self.0.len() < max && self.0.insert(nid)
+    pub(crate) fn has(&self, nid: Nid) -> bool {
+        self.0.contains_key(&nid)
+    }
+
+    /// Whether this file was not followed before, or was wanted less; with `max` remembered, none is any more.
+    pub(crate) fn is_news(&mut self, nid: Nid, demand: Demand, max: usize) -> bool {
+        match self.0.get_mut(&nid) {
+            Some(known) => demand < std::mem::replace(known, demand.min(*known)),
+            None => self.0.len() < max && self.0.insert(nid, demand).is_none(),
+        }
     }
 }

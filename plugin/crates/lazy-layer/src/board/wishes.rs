@@ -161,19 +161,23 @@ impl Inner {
         wishes.spans.insert(span, wish);
         if demand == Demand::ReadAhead {
             slot.mark_ahead();
-            self.trim(layer.id(), layer.options().max_ahead_queue);
+            self.trim(layer, layer.options().max_ahead_queue);
         }
         if queued {
             self.enqueue(layer.id(), span);
         }
     }
 
-    /// Drops the oldest wishes for reading ahead of a layer that has too many.
-    fn trim(&mut self, layer: LayerId, max: usize) {
-        let queued = |ticket: &&super::Ticket| ticket.layer == layer && ticket.demand == Demand::ReadAhead;
+    /// Drops the oldest wishes for reading ahead of a layer that has too many, but for one whose bytes will tell what else is needed.
+    fn trim(&mut self, layer: &Layer, max: usize) {
+        let queued =
+            |ticket: &&super::Ticket| ticket.layer == layer.id() && ticket.demand == Demand::ReadAhead;
         let count = self.queue.iter().filter(queued).count();
+        let awaited =
+            |ticket: &&super::Ticket| layer.slot(ticket.span).is_some_and(crate::layer::Slot::is_awaited);
         if count >= max
-            && let Some(last) = self.queue.iter().rev().find(queued).copied()
+            && let Some(last) =
+                self.queue.iter().rev().filter(queued).find(|ticket| !awaited(ticket)).copied()
         {
             self.forget(last.layer, last.span);
         }

@@ -14,9 +14,14 @@ use crate::start::Step;
 use crate::waiting::Wanted;
 
 impl Layer {
-    /// Whether this file was not followed before.
-    pub(crate) fn is_news(&self, nid: Nid) -> bool {
-        self.followed.lock().is_news(nid, self.engine.options.max_followed)
+    /// Whether this file was not followed before, or was wanted less.
+    pub(crate) fn is_news(&self, nid: Nid, demand: Demand) -> bool {
+        self.followed.lock().is_news(nid, demand, self.engine.options.max_followed)
+    }
+
+    /// Whether the file whose data begin at this byte of the layer file was followed.
+    pub(crate) fn is_followed(&self, place: u64) -> bool {
+        self.file_at(place).is_some_and(|nid| self.followed.lock().has(nid))
     }
 
     /// The newest image that the layer is part of.
@@ -44,7 +49,7 @@ impl Layer {
     }
 
     /// Has a part of a file fetched, which is going to be read soon.
-    pub(crate) fn fetch_soon(self: &Arc<Self>, inode: &Inode, part: &Range<u64>) {
+    pub(crate) fn fetch_soon(self: &Arc<Self>, inode: &Inode, part: &Range<u64>, demand: Demand) {
         let Some(file) = &inode.tar_range else { return };
         let place = file.start.saturating_add(part.start)..file.start.saturating_add(part.end).min(file.end);
         let Some(tar) = self.tar_of(&place).filter(|tar| !tar.is_empty() && tar.end <= self.tar_size) else {
@@ -54,7 +59,11 @@ impl Layer {
             self.headers.of_file(inode.nid.0).map_or(0..0, |header| header.0..header.0.saturating_add(1));
         let wanted = Wanted { place, tar, headers: header };
         let missing = self.needed(&wanted).into_iter().filter(|span| !self.has(*span));
-        let missing: Vec<_> = missing.map(|span| (span, Demand::Trace)).collect();
+        let missing: Vec<_> = missing.map(|span| (span, demand)).collect();
+        if demand == Demand::ReadAhead {
+            let new = missing.iter().filter(|(span, _)| !self.engine.is_wanted(self, *span)).count();
+            self.ahead.lock().made(new);
+        }
         if !missing.is_empty() {
             self.engine.want(self, &missing);
         }
@@ -66,6 +75,7 @@ impl Layer {
         nid: Nid,
         offset: u64,
         len: u32,
+        demand: Demand,
         next: impl FnOnce(&[u8]) -> Step + Send + 'static,
     ) {
         let engine = Arc::clone(&self.engine);
@@ -76,7 +86,7 @@ impl Layer {
         });
         match self.wanted(nid, offset, len) {
             Ok(Some(wanted)) if self.can_serve(&wanted) => self.serve(&wanted, &[], reply),
-            Ok(Some(wanted)) => self.wait(wanted, Demand::Trace, reply),
+            Ok(Some(wanted)) => self.wait(wanted, demand, reply),
             Ok(None) | Err(_) => {}
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Step, Walk, when_here};
+use super::{Step, Walk};
 use crate::layer::MAX_READ;
 use crate::python::{Import, Module};
 use crate::stack::{Directory, Entry, Found, Stack};
@@ -40,6 +40,8 @@ enum Place {
     Module,
     /// A directory with others.
     Package,
+    /// The same, but with nothing that says so: taken only where there is nothing else.
+    Directory,
 }
 
 /// How a file says what it imports.
@@ -56,7 +58,7 @@ impl Walk {
             return;
         }
         let (walk, again) = (Arc::clone(self), found.clone());
-        when_here(found, &(0..found.inode.size), move |bytes| {
+        self.when_here(found, &(0..found.inode.size), move |bytes| {
             let module = match form {
                 Form::Compiled => Module::compiled(bytes).unwrap_or_default(),
                 Form::Source => Module::source(bytes),
@@ -84,35 +86,13 @@ impl Walk {
     }
 
     fn import(self: &Arc<Self>, directory: Option<&Path>, import: &Import) {
-        let bases = match (import.level, directory) {
-            (0, _) => self.stack.modules.lock().roots.clone(),
-            (level, Some(directory)) => {
-                let up = usize::try_from(level).unwrap_or(usize::MAX).saturating_sub(1);
-                let Some(base) = directory.get(..directory.len().saturating_sub(up)) else { return };
-                vec![base.to_vec()]
-            }
-            (_, None) => return,
-        };
-        let mut names = import.module.split(|byte| *byte == b'.').filter(|name| !name.is_empty());
-        let mut package = match (names.next(), bases.first()) {
-            (None, Some(base)) => base.clone(),
-            (Some(name), _) => {
-                let found = bases.into_iter().find_map(|base| match self.place(&base, name) {
-                    Place::Nothing => None,
-                    place => Some((base, place)),
-                });
-                match found {
-                    Some((mut base, Place::Package)) => {
-                        base.push(name.to_vec());
-                        base
-                    }
-                    _ => return,
-                }
-            }
-            (None, None) => return,
-        };
+        let Some(bases) = self.bases(directory, import.level) else { return };
+        let names: Vec<&[u8]> =
+            import.module.split(|byte| *byte == b'.').filter(|name| !name.is_empty()).collect();
+        // Where the first is decides; the others are below it.
+        let Some(mut package) = self.base(&bases, names.first().copied()) else { return };
         for name in names {
-            if self.place(&package, name) != Place::Package {
+            if !matches!(self.place(&package, name), Place::Package | Place::Directory) {
                 return;
             }
             package.push(name.to_vec());
@@ -120,6 +100,29 @@ impl Walk {
         for name in &import.names {
             self.place(&package, name);
         }
+    }
+
+    /// Where the first name of an import is: a directory without a sign that it is a package counts only where there is nothing better.
+    fn base(self: &Arc<Self>, bases: &[Path], name: Option<&[u8]>) -> Option<Path> {
+        let Some(name) = name else { return bases.first().cloned() };
+        let mut directory = None;
+        for base in bases {
+            match self.place(base, name) {
+                Place::Nothing => {}
+                Place::Directory => directory = directory.or(Some(base)),
+                Place::Module | Place::Package => return Some(base.clone()),
+            }
+        }
+        directory.cloned()
+    }
+
+    /// Where the first name of an import is looked for.
+    fn bases(&self, directory: Option<&Path>, level: u32) -> Option<Vec<Path>> {
+        let Some(up) = usize::try_from(level).unwrap_or(usize::MAX).checked_sub(1) else {
+            return Some(self.stack.modules.lock().roots.clone());
+        };
+        let directory = directory?;
+        Some(vec![directory.get(..directory.len().checked_sub(up)?)?.to_vec()])
     }
 
     /// What a name stands for in a directory; a module, and what a package is begun with, is asked for when it is met first.
@@ -166,7 +169,7 @@ impl Walk {
         if self.visit_module(directory, entries, name, tag) {
             return Place::Module;
         }
-        below.map_or(Place::Nothing, |_| Place::Package)
+        below.map_or(Place::Nothing, |_| Place::Directory)
     }
 
     /// Whether there is a module of that name, which is asked for.

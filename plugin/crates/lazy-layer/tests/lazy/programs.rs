@@ -198,32 +198,77 @@ fn who_is_followed_keeps_no_layer_open() {
     bed.restart();
 }
 
+#[test]
+fn a_large_file_is_asked_for_from_both_ends() {
+    let mut random = Random::seeded("a_large_file_is_asked_for_from_both_ends");
+    let large = random.bytes(9 << 20);
+    let made = layer(&mut random, &[("usr/bin/large", large)], &[]);
+    let bed = Bed::with(|options| options.likely_files = vec!["/usr/bin/large".to_owned()]);
+    let (layer, source, _attached) = bed.lazy(&made);
+    bed.store.starts(&[layer]);
+    let all: Vec<u32> = spans_of(&made, "usr/bin/large").collect();
+    let ends: BTreeSet<u32> = [all[0], all[all.len() - 1]].into();
+    wait_until("its ends were not asked for", || ends.is_subset(&asked(&made, &source)));
+    // Its header, its beginning, and the last of it.
+    let around = [all[0].saturating_sub(1), all[0], all[all.len() - 2], all[all.len() - 1]].into();
+    assert!(asked(&made, &source).is_subset(&around), "{:?}", asked(&made, &source));
+}
+
+#[test]
+fn what_follows_a_program_is_not_guessed() {
+    let mut random = Random::seeded("what_follows_a_program_is_not_guessed");
+    let (program, text) = (std::fs::read(PROGRAM).unwrap(), random.bytes(10_000));
+    let made = layer(&mut random, &[("usr/bin/program", program), ("text", text)], &[]);
+    let bed = Bed::with(|options| {
+        (options.max_read_ahead, options.max_guesses) = (SPAN, 4);
+        options.start_files = vec!["/usr/bin/program".to_owned()];
+    });
+    let layer = bed.create(&made);
+    let source = Source::with(&made.blob, Fault::Hang);
+    let _attached = layer.attach(Arc::clone(&source) as Arc<dyn BlobSource>);
+    bed.store.starts(&[Arc::clone(&layer)]);
+    let program: BTreeSet<u32> = spans_of(&made, "usr/bin/program").collect();
+    wait_until("it was not asked for", || program.is_subset(&asked(&made, &source)));
+    let behind = |name: &str| spans_of(&made, name).max().unwrap() + 1;
+    let reads = ["usr/bin/program", "text"].map(|name| {
+        let end = made.files.iter().find(|(path, _)| path == name).unwrap().1.len() as u64;
+        ask(&layer, nid(&layer, name), end - 100, 100)
+    });
+    source.set(Fault::None);
+    for read in reads {
+        read.wait().unwrap();
+    }
+    wait_until("nothing was guessed", || asked(&made, &source).contains(&behind("text")));
+    assert!(!asked(&made, &source).contains(&behind("usr/bin/program")), "it says itself what it needs");
+}
+
 /// Modules of an application, and what is in them.
-const MODULES: [(&str, &str); 15] = [
+const MODULES: [(&str, &str); 16] = [
     (
-        "app/__init__.py",
+        "dist-packages/app/__init__.py",
         "import base.deep.leaf\nfrom . import first, nothing\nfrom .sub import second as other\nnothing = None\n",
     ),
-    ("app/nothing/data.txt", "a directory that is no module of its own"),
-    ("app/first.py", "from .third import value\ndef later():\n    import app.unused\n"),
-    ("app/third.py", "value = 3\n"),
-    ("app/unused.py", "import app.unused_too\n"),
-    ("app/unused_too.py", "import nowhere\n"),
-    ("app/sub/__init__.py", "from .. import sibling\n"),
-    ("app/sub/second.py", "import single\nfrom ..third import value\n"),
-    ("app/sibling.py", "try:\n    import not_installed\nexcept ImportError:\n    pass\n"),
-    ("base/__init__.py", ""),
-    ("base/deep/__init__.py", "from . import *\n"),
-    ("base/deep/leaf.py", "import base\n"),
-    ("base/deep/other.py", "raise SystemError\n"),
-    ("single.py", "name = 'single'\n"),
+    ("base/data.txt", "what lies here is not what is meant"),
+    ("dist-packages/app/nothing/data.txt", "a directory that is no module of its own"),
+    ("dist-packages/app/first.py", "from .third import value\ndef later():\n    import app.unused\n"),
+    ("dist-packages/app/third.py", "value = 3\n"),
+    ("dist-packages/app/unused.py", "import app.unused_too\n"),
+    ("dist-packages/app/unused_too.py", "import nowhere\n"),
+    ("dist-packages/app/sub/__init__.py", "from .. import sibling\n"),
+    ("dist-packages/app/sub/second.py", "import single\nfrom ..third import value\n"),
+    ("dist-packages/app/sibling.py", "try:\n    import not_installed\nexcept ImportError:\n    pass\n"),
+    ("dist-packages/base/__init__.py", "# a package\n"),
+    ("dist-packages/base/deep/__init__.py", "from . import *\n"),
+    ("dist-packages/base/deep/leaf.py", "import base\n"),
+    ("dist-packages/base/deep/other.py", "raise SystemError\n"),
+    ("dist-packages/single.py", "name = 'single'\n"),
     // The first that is read, and in every case as it was compiled.
     (KNOWN, "import sys\n"),
 ];
 const KNOWN: &str = "known.py";
 
 /// Where they are installed in the image.
-const PACKAGES: &str = "usr/lib/python3/dist-packages";
+const PACKAGES: &str = "usr/lib/python3";
 
 fn python(script: &str, arguments: &[&str]) -> String {
     let out = Command::new("python3").args(["-S", "-c", script]).args(arguments).output().unwrap();
@@ -244,7 +289,7 @@ fn modules(as_source: bool) -> (Vec<(String, Vec<u8>)>, BTreeSet<String>) {
     python(compile, &[root, &format!("/{PACKAGES}")]);
     let attribute = if as_source { "__file__" } else { "__cached__" };
     let imported = python(
-        "import sys; sys.path.insert(0, sys.argv[1]); import app\n\
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/dist-packages']; import app\n\
          for module in sys.modules.values():\n    print(getattr(module, sys.argv[2], None))",
         &[root, attribute],
     );
@@ -274,11 +319,8 @@ fn modules_come_ahead_of_their_imports() {
         let (files, imported) = modules(as_source);
         assert!(imported.len() >= 10, "{imported:?}");
         // The application is above what it stands on.
-        let (above, below): (Vec<_>, Vec<_>) = files
-            .iter()
-            .filter(|(_, content)| !content.is_empty())
-            .cloned()
-            .partition(|(name, _)| name.contains("/app/"));
+        let (above, below): (Vec<_>, Vec<_>) =
+            files.iter().cloned().partition(|(name, _)| name.contains("/app/"));
         let mut packed = |files: &[(String, Vec<u8>)]| -> Made {
             let files: Vec<_> =
                 files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect();
