@@ -15,6 +15,7 @@ use crate::containerd::{kill, processes, processes_of};
 use crate::forgery::replace;
 use crate::process::{Process, Said, say};
 use crate::service::{ServiceManager, Store};
+use crate::stack::eventually;
 
 /// Where the programs under test are: beside the test's own folder in cargo's target, or where `SOCI_BINARIES` says.
 pub fn program(name: &str) -> PathBuf {
@@ -71,24 +72,32 @@ impl Daemon {
 
     /// Starts it again after [`Daemon::stop`].
     pub fn launch(&mut self) {
+        let (mut process, socket) = (self.begin(), self.socket());
+        process.wait_until("it listens", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
+        self.process = Some(process);
+    }
+
+    fn begin(&self) -> Process {
         let (mut command, log) = (self.command(), self.folder.join("log"));
-        let mut process = match &self.manager {
+        match &self.manager {
             Some(manager) => {
                 let mut service = manager.service(&command);
                 Process::start("soci-snapshotter-grpc", &mut service.command, &log)
             }
             None => Process::start("soci-snapshotter-grpc", &mut command, &log),
-        };
-        let socket = self.socket();
-        process.wait_until("it listens", Duration::from_secs(20), || UnixStream::connect(&socket).is_ok());
-        self.process = Some(process);
+        }
     }
 
     /// Kills it, and starts one that dies as by `kill -9` when it comes to a place that its program names.
     pub fn relaunch_to_die_at(&mut self, place: &str) {
         self.stop(Signal::KILL);
         self.failpoint = Some(place.to_owned());
-        self.launch();
+        let (mut process, socket) = (self.begin(), self.socket());
+        // The place may be one that it comes to at its start.
+        eventually("it listens, or has died", Duration::from_secs(20), || {
+            UnixStream::connect(&socket).is_ok() || process.wait(Duration::ZERO).is_some()
+        });
+        self.process = Some(process);
         self.failpoint = None;
     }
 
