@@ -208,7 +208,7 @@ tables! {
     BackgroundFetch background_fetch {
         /// Turns it off.
         disable "background_fetch.disable": Bool = false;
-        /// Milliseconds during which no read had to wait and no layer came before it begins (upstream: 30000): what a starting program waits for next should not have to share the link.
+        /// Milliseconds during which no read had to wait and no layer came before it begins (upstream: 30000): what a starting program waits for next should not have to share the link. Who reads everything is not kept waiting.
         silence_period_msec "background_fetch.silence_period_msec": Int(0..=86_400_000) = 1_000;
         /// Milliseconds between the beginnings of two fetches (upstream: 500); 0 for the speed of the link: what a reader waits for goes first in any case.
         fetch_period_msec "background_fetch.fetch_period_msec": Int(0..=86_400_000) = 0;

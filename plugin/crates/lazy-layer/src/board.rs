@@ -49,8 +49,8 @@ struct Inner {
     fill: Fill,
     /// Numbers transfers and batches of wishes.
     next: u64,
-    /// When a read last had to wait, or a layer came.
-    disturbed: Option<Instant>,
+    /// When a read last had to wait, or a layer came, and which; but for layers that are read through.
+    disturbed: Option<(Instant, LayerId)>,
     /// When to look again, without anything happening before.
     wake: Option<Instant>,
     /// The runtime is gone.

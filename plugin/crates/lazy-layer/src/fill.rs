@@ -91,6 +91,16 @@ impl Fill {
         self.step = FIRST;
     }
 
+    /// Somebody reads all of this layer, and is here.
+    pub(crate) fn follow(&mut self, layer: LayerId, span: usize) {
+        if let Some(at) = self.layers.iter().position(|filling| filling.id == layer)
+            && let Some(mut filling) = self.layers.remove(at)
+        {
+            filling.cursor = span;
+            self.layers.push_front(filling);
+        }
+    }
+
     /// The disk is full.
     pub(crate) fn rest(&mut self, now: Instant, pause: Duration) {
         self.not_before = self.not_before.max(Some(now + pause));

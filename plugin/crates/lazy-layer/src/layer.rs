@@ -5,6 +5,7 @@ mod header_check;
 mod programs;
 mod slot;
 mod status;
+mod sweep;
 mod whole;
 
 use std::fs::File;
@@ -42,6 +43,7 @@ use slot::Joined;
 pub(crate) use slot::Slot;
 pub(crate) use status::Counters;
 pub use status::{Completeness, LayerStatus};
+use sweep::Sweep;
 pub(crate) use whole::Scanned;
 use whole::Whole;
 
@@ -78,6 +80,7 @@ pub struct Layer {
     slots: Vec<Slot>,
     sources: Sources,
     ahead: Mutex<Ahead>,
+    sweep: Sweep,
     /// The newest image that it is part of.
     stack: Mutex<Option<Arc<Stack>>>,
     followed: Mutex<Followed>,
@@ -125,6 +128,7 @@ impl Layer {
             slots,
             sources: Sources::new(),
             ahead: Mutex::new(Ahead::new(engine.options.max_streams)),
+            sweep: Sweep::default(),
             stack: Mutex::default(),
             followed: Mutex::default(),
             engine,
@@ -189,12 +193,34 @@ impl Layer {
         match wanted {
             Err(error) => reply(Err(error)),
             Ok(None) => reply(Ok(&[])),
-            Ok(Some(wanted)) if self.can_serve(&wanted) => {
-                self.notice(&wanted);
-                self.serve(&wanted, &[], reply);
+            Ok(Some(wanted)) => {
+                self.count(&wanted.tar);
+                if self.can_serve(&wanted) {
+                    self.notice(&wanted);
+                    self.serve(&wanted, &[], reply);
+                } else {
+                    self.wait(wanted, Demand::Read, reply);
+                }
             }
-            Ok(Some(wanted)) => self.wait(wanted, Demand::Read, reply),
         }
+    }
+
+    /// Somebody reads these bytes.
+    fn count(&self, tar: &Range<u64>) {
+        if tar.is_empty() {
+            return;
+        }
+        self.sweep.reads(tar.end.saturating_sub(tar.start));
+        for span in self.spans.covering(tar) {
+            if self.slots.get(span).is_some_and(Slot::pass) {
+                self.sweep.passes(self.spans.get(span).map_or(0, |row| row.tar_len()));
+            }
+        }
+    }
+
+    /// Whether who reads it reads nearly all that he comes past.
+    pub(crate) fn is_swept(&self) -> bool {
+        self.sweep.is_thorough()
     }
 
     /// Which bytes a read of a file means; `None` if there are none.

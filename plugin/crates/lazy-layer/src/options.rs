@@ -113,7 +113,7 @@ pub struct FillOptions {
     /// Turns it off.
     pub disable: bool,
     /// How long no read may have had to wait, and no layer may have come, before it begins. Default 1 s: a program that starts computes between two reads, and what
-    /// it waits for next should not have to share the link.
+    /// it waits for next should not have to share the link. Who reads everything is not kept waiting for it.
     pub silence: Duration,
     /// Between the beginnings of two ranged reads. Default 0: what others wait for goes first in any case.
     pub period: Duration,

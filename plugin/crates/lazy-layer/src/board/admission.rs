@@ -265,7 +265,7 @@ impl Inner {
         if !self.queue.iter().all(put_off) || self.flying().any(|flying| flying.demand != Demand::Fill) {
             return;
         }
-        let quiet = self.disturbed.map(|at| at + options.fill.silence);
+        let quiet = self.disturbed.map(|(at, _)| at + options.fill.silence);
         if let Some(at) = quiet.filter(|at| *at > now) {
             return earlier(wake, at);
         }

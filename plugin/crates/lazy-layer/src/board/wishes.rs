@@ -32,9 +32,8 @@ impl Engine {
     /// Has spans fetched that are not here. Those that a read waits for must have it among their waiters already.
     pub(crate) fn want(self: &Arc<Self>, layer: &Arc<Layer>, wanted: &[(usize, Demand)]) {
         self.on_board(|board, now, out| {
-            if wanted.iter().any(|(_, demand)| *demand == Demand::Read) {
-                board.disturbed = Some(now);
-                board.fill.disturb();
+            if let Some((span, _)) = wanted.iter().find(|(_, demand)| *demand == Demand::Read) {
+                board.read_waits(layer, *span, now);
             }
             let batch = board.number();
             for (span, demand) in wanted {
@@ -54,7 +53,7 @@ impl Engine {
             let gone = layer.sources().is_empty();
             if !gone && board.fill.add(layer, &self.options) {
                 // Who mounts a layer is about to read it.
-                board.disturbed = Some(now);
+                board.disturbed = Some((now, layer.id()));
             }
             let spans: Vec<usize> = board.spans_of(layer.id());
             for span in spans {
@@ -108,6 +107,17 @@ impl Engine {
 impl Inner {
     fn spans_of(&self, layer: LayerId) -> Vec<usize> {
         self.layers.get(&layer).map(|wishes| wishes.spans.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Somebody waits for a span: the background keeps out of his way, or goes ahead of him if he reads everything.
+    fn read_waits(&mut self, layer: &Layer, span: usize, now: Instant) {
+        self.fill.disturb();
+        if layer.is_swept() {
+            self.fill.follow(layer.id(), span);
+            self.disturbed = self.disturbed.filter(|(_, by)| *by != layer.id());
+        } else {
+            self.disturbed = Some((now, layer.id()));
+        }
     }
 
     pub(super) fn want(

@@ -17,6 +17,8 @@ pub(crate) struct Slot {
     state: AtomicU8,
     /// Fetched ahead, and not read yet: the next read of it is news for who reads ahead.
     ahead: AtomicBool,
+    /// Somebody has read of it, or tried to.
+    passed: AtomicBool,
     waiting: Mutex<Waiting>,
 }
 
@@ -41,7 +43,12 @@ pub(crate) enum Joined {
 
 impl Slot {
     pub(crate) fn new(state: State) -> Self {
-        Self { state: AtomicU8::new(state as u8), ahead: AtomicBool::new(false), waiting: Mutex::default() }
+        Self {
+            state: AtomicU8::new(state as u8),
+            ahead: AtomicBool::new(false),
+            passed: AtomicBool::new(false),
+            waiting: Mutex::default(),
+        }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -60,6 +67,11 @@ impl Slot {
     /// Whether this is the first read of a span that was fetched ahead. Costs one load where it is not.
     pub(crate) fn take_ahead(&self) -> bool {
         self.ahead.load(Ordering::Relaxed) && self.ahead.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether this is the first read of the span. Costs one load where it is not.
+    pub(crate) fn pass(&self) -> bool {
+        !self.passed.load(Ordering::Relaxed) && !self.passed.swap(true, Ordering::Relaxed)
     }
 
     /// Lets a read wait for the span, with up to `limit` others.

@@ -12,17 +12,21 @@ use crate::script::{Request, Script};
 const SPAN: u64 = 128 << 10;
 const SPANS: u64 = 48;
 
-/// A plain layer of files that fill a span each, with their headers.
 fn large() -> Made {
+    plain(SPAN)
+}
+
+/// A plain layer of files that fill a span each, with their headers.
+fn plain(span: u64) -> Made {
     let mut random = Random::new(31);
     let mut tar = tar::Builder::new(Vec::new());
     let mut files = Vec::new();
     for number in 0..SPANS {
-        let content = random.bytes(SPAN as usize - 512);
+        let content = random.bytes(span as usize - 512);
         append(&mut tar, &format!("{number}"), 0o644, &content);
         files.push((format!("{number}"), content));
     }
-    Made::of_tar(tar.into_inner().unwrap(), files, Shape::Plain, SPAN)
+    Made::of_tar(tar.into_inner().unwrap(), files, Shape::Plain, span)
 }
 
 fn scripted(
@@ -321,6 +325,37 @@ fn the_background_completes_a_layer_and_goes_on_after_a_restart() {
     }
     assert!(rounds > 1, "one life was enough");
     assert!(asked.iter().all(|times| *times <= rounds), "{asked:?}");
+}
+
+#[test]
+fn the_background_goes_ahead_of_who_reads_everything() {
+    const MIB: u64 = 1 << 20;
+    let made = plain(MIB);
+    let read = |len: u64| {
+        let bed = Bed::with(|options| {
+            options.max_read_ahead = 0;
+            options.fill.disable = false;
+            options.fill.silence = Duration::from_secs(3600);
+        });
+        let (layer, source, attachment) = bed.lazy(&made);
+        for number in 10..10 + 26 {
+            let nid = nid(&layer, &format!("{number}"));
+            ask(&layer, nid, 0, u32::try_from(len).unwrap()).wait().unwrap();
+        }
+        (bed, layer, source, attachment)
+    };
+    let (_bed, layer, source, _attachment) = read(MIB / 2);
+    assert_eq!(layer.status().fetched_by_fill, 0);
+    assert_eq!(source.asked.lock().len(), 26);
+
+    let (_bed, layer, source, _attachment) = read(MIB);
+    wait_until("all of it comes", || layer.status().present == layer.status().size);
+    let asked = source.asked.lock();
+    // Several of its ranges begin at the same time.
+    let own = |span: u64| span * MIB..(span + 1) * MIB;
+    let first = asked.iter().zip(10..).find(|(range, span)| **range != own(*span));
+    let (first, reader) = first.expect("the background never came");
+    assert!(first.start / MIB >= reader, "{first:?} where the reader is at {reader}");
 }
 
 #[test]
