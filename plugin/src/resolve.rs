@@ -13,6 +13,7 @@ use soci_store::Containerd;
 use tokio::sync::Semaphore;
 
 mod ahead;
+mod coming;
 mod content;
 mod diff_id;
 mod flights;
@@ -189,13 +190,11 @@ impl Resolver {
             return Resolution::Unusable(failed("the ztoc's digest is not SHA-256"));
         }
         let layer = LayerKey { layer: request.layer.clone(), ztoc: ztoc.digest().clone() };
-        let held = found.take(&request.layer);
+        let held = found.coming.take(&request.layer);
         self.begin(namespace, reference.repository(), &found, &request.rest);
         let began = Instant::now();
-        let layer = self.layer(namespace, reference.repository(), layer, Some(found)).await;
+        let layer = self.layer(namespace, reference.repository(), layer, Some(Arc::clone(&found))).await;
         let took = began.elapsed();
-        // Open by now in the hands of whoever mounts it.
-        drop(held);
         match layer {
             Ok(layer) => {
                 let record = LazyRecord {
@@ -210,7 +209,16 @@ impl Resolver {
                         Resolution::Unusable(failed("the index describes another layer than the image's"))
                     }
                     known => {
-                        Resolution::Lazy(self.attached(layer, &reference, record, took, known.is_none()))
+                        // What is on its way because of the source that it has had goes on.
+                        let source = held.filter(|(held, _)| Arc::ptr_eq(held, &layer));
+                        let source = source.map(|(_, source)| source);
+                        let source = source.unwrap_or_else(|| self.attach(&layer, reference.repository()));
+                        if known.is_none() {
+                            self.expect_later(&layer, &record);
+                        }
+                        found.coming.ready(&layer);
+                        self.start_when_whole(&found);
+                        Resolution::Lazy(ResolvedLayer { layer, source, record, took })
                     }
                 }
             }
@@ -229,7 +237,11 @@ impl Resolver {
         let namespace = Some(record.namespace.as_str()).filter(|namespace| !namespace.is_empty());
         let began = Instant::now();
         let layer = self.layer(namespace, reference.repository(), key, None).await?;
-        Ok(self.attached(layer, &reference, record.clone(), began.elapsed(), true))
+        let took = began.elapsed();
+        // Whether it is what the image says is found out later.
+        self.expect_later(&layer, record);
+        let source = self.attach(&layer, reference.repository());
+        Ok(ResolvedLayer { layer, source, record: record.clone(), took })
     }
 
     /// Removes layer files that are neither in `keep` nor in use. Blocking.
@@ -377,23 +389,20 @@ impl Resolver {
             .map_err(|error| crate::telemetry::chain(&error))
     }
 
-    /// The layer with its source. Where it is not known yet whether it is what the image says, that is found out later.
-    fn attached(
-        self: &Arc<Self>,
-        layer: Arc<Layer>,
-        reference: &Reference,
-        record: LazyRecord,
-        took: Duration,
-        expect: bool,
-    ) -> ResolvedLayer {
+    /// Has a layer read from a repository.
+    fn attach(&self, layer: &Arc<Layer>, repository: &Repository) -> Attachment {
         let blob: Arc<dyn BlobSource> = Arc::new(RegistryBlob {
             registries: Arc::clone(&self.registries),
-            repository: reference.repository().clone(),
+            repository: repository.clone(),
             digest: layer.key().layer.clone(),
         });
-        if expect {
-            self.expect_later(&layer, &record);
+        layer.attach(blob)
+    }
+
+    /// As soon as all layers of an image can be read, what a container reads first is fetched, though they are still to be mounted one after the other.
+    fn start_when_whole(&self, found: &FoundIndex) {
+        if let Some(from_above) = found.coming.whole() {
+            self.starts(&from_above);
         }
-        ResolvedLayer { source: layer.attach(blob), layer, record, took }
     }
 }

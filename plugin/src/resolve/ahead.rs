@@ -14,6 +14,8 @@ use crate::telemetry::chain;
 
 /// Layers of an image that are looked at: a label cannot list more, nor can overlayfs stack many more.
 const MAX_LAYERS: usize = 128;
+/// Connections that are there before anybody reads: a start has use for a second one from its second read on.
+const CONNECTIONS: usize = 2;
 
 // === impl Resolver ===
 
@@ -26,7 +28,7 @@ impl Resolver {
         found: &Arc<FoundIndex>,
         layers: &[Digest],
     ) {
-        if !found.begin() {
+        if !found.coming.begin() {
             return;
         }
         let with_ztoc = |layer: &Digest| {
@@ -34,6 +36,9 @@ impl Resolver {
             soci_index::is_sha256(ztoc).then(|| LayerKey { layer: layer.clone(), ztoc: ztoc.clone() })
         };
         let keys: Vec<LayerKey> = layers.iter().take(MAX_LAYERS).filter_map(with_ztoc).collect();
+        if keys.len() == layers.len() {
+            found.coming.expect(layers.to_vec());
+        }
         let located = keys.iter().map(|key| key.layer.clone()).collect();
         tokio::spawn(Arc::clone(self).locate(repository.clone(), located));
         if self.options.layers_ahead == 0 {
@@ -56,23 +61,25 @@ impl Resolver {
             let (namespace, repository) = (namespace.as_deref(), &repository);
             async move {
                 let Ok(_turn) = this.ahead.acquire().await else { return };
-                if found.is_taken(&key.layer) {
+                if found.coming.is_taken(&key.layer) {
                     return;
                 }
                 // Why it could not be made, its own Prepare says.
                 if let Ok(layer) = this.layer(namespace, repository, key, Some(Arc::clone(found))).await {
-                    found.hold(layer);
+                    let source = this.attach(&layer, repository);
+                    found.coming.hold(layer, source);
+                    this.start_when_whole(found);
                 }
             }
         });
         let making = futures_util::stream::iter(making).buffer_unordered(self.options.layers_ahead.max(1));
         making.for_each(|()| std::future::ready(())).await;
         tokio::time::sleep(self.options.mount_deadline).await;
-        found.let_go();
+        found.coming.let_go();
     }
 
-    /// Finds out where the layers are: connection, token and redirects are there then, and the first read costs one round trip. Where the
-    /// registry sends the bytes itself, one layer tells for all.
+    /// Finds out where the layers are: connections, token and redirects are there then, and the first reads cost one round trip each. Where the
+    /// registry sends the bytes itself, those that are asked about first tell for all.
     async fn locate(self: Arc<Self>, repository: Repository, layers: Vec<Digest>) {
         let limit = self.options.locate_deadline;
         let locate = async |layer: &Digest| {
@@ -82,16 +89,20 @@ impl Resolver {
                 Err(_) => Err(format!("no answer within {limit:?}")),
             }
         };
-        let Some((first, others)) = layers.split_first() else { return };
-        match locate(first).await {
-            Ok(false) => {}
-            Ok(true) => {
-                let all = futures_util::stream::iter(others.iter().map(locate));
-                all.buffer_unordered(self.options.layers_ahead.max(1))
-                    .for_each(|_| std::future::ready(()))
-                    .await;
+        let first = layers.iter().cycle().take(CONNECTIONS).map(&locate);
+        let mut elsewhere = false;
+        for located in futures_util::future::join_all(first).await {
+            match located {
+                Ok(located) => elsewhere |= located,
+                Err(error) => tracing::debug!(error, %repository, "layer not located ahead of its readers"),
             }
-            Err(error) => tracing::debug!(error, %repository, "layer not located ahead of its readers"),
+        }
+        if elsewhere {
+            let others = futures_util::stream::iter(layers.iter().skip(CONNECTIONS).map(locate));
+            others
+                .buffer_unordered(self.options.layers_ahead.max(1))
+                .for_each(|_| std::future::ready(()))
+                .await;
         }
     }
 }

@@ -2,11 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use lazy_layer::Layer;
 use oci_registry::Repository;
 use oci_spec::image::{Descriptor, Digest};
 use parking_lot::Mutex;
@@ -15,6 +13,7 @@ use soci_index::{SociIndex, Version};
 use soci_store::Containerd;
 
 use super::Resolver;
+use super::coming::Coming;
 use super::content::{ArtifactError, Origin, What, fetch};
 
 /// Largest manifest or index that is read, bytes.
@@ -50,18 +49,8 @@ pub(super) struct FoundIndex {
     origin: Origin,
     /// zTOCs that came from the registry, until containerd has them.
     fetched: Mutex<HashMap<Digest, Bytes>>,
-    /// Whether the image's layers are being made ahead.
-    begun: AtomicBool,
-    ahead: Mutex<HashMap<Digest, Ahead>>,
-}
-
-/// A layer file made before its Prepare comes.
-#[derive(Debug)]
-enum Ahead {
-    /// Open, so that it is not made or opened a second time.
-    Held(Arc<Layer>),
-    /// Its Prepare has come; nobody else is to hold the file open, so that its disk space is freed with its last snapshot.
-    Taken,
+    /// The image's layers, until they are mounted.
+    pub(super) coming: Coming,
 }
 
 /// As much of an image manifest as is looked at.
@@ -81,36 +70,8 @@ impl FoundIndex {
             bytes,
             origin,
             fetched: Mutex::default(),
-            begun: AtomicBool::new(false),
-            ahead: Mutex::default(),
+            coming: Coming::default(),
         })
-    }
-
-    /// True the first time that it is called.
-    pub(super) fn begin(&self) -> bool {
-        !self.begun.swap(true, Ordering::Relaxed)
-    }
-
-    /// Keeps a layer file open until its Prepare comes, unless it has.
-    pub(super) fn hold(&self, layer: Arc<Layer>) {
-        self.ahead.lock().entry(layer.key().layer.clone()).or_insert(Ahead::Held(layer));
-    }
-
-    /// The Prepare of a layer comes: the file, if it was made ahead.
-    pub(super) fn take(&self, layer: &Digest) -> Option<Arc<Layer>> {
-        match self.ahead.lock().insert(layer.clone(), Ahead::Taken) {
-            Some(Ahead::Held(layer)) => Some(layer),
-            Some(Ahead::Taken) | None => None,
-        }
-    }
-
-    pub(super) fn is_taken(&self, layer: &Digest) -> bool {
-        matches!(self.ahead.lock().get(layer), Some(Ahead::Taken))
-    }
-
-    /// Nobody is expected any more.
-    pub(super) fn let_go(&self) {
-        self.ahead.lock().retain(|_, ahead| matches!(ahead, Ahead::Taken));
     }
 
     /// Lets containerd have a zTOC later.
