@@ -142,8 +142,14 @@ impl Resolver {
         })
     }
 
-    /// Finds a layer's file, making it where need be. Within the resolve deadline for the index and the mount deadline for the rest.
-    pub async fn resolve(self: &Arc<Self>, namespace: Option<&str>, request: &LayerRequest) -> Resolution {
+    /// Finds a layer's file, making it where need be. Within the resolve deadline for the index and the mount deadline for the rest. `below` are its lazy ancestors, nearest
+    /// first.
+    pub async fn resolve(
+        self: &Arc<Self>,
+        namespace: Option<&str>,
+        request: &LayerRequest,
+        below: &[Arc<Layer>],
+    ) -> Resolution {
         let reference = match Reference::parse(&request.image) {
             Ok(reference) => reference,
             Err(error) => {
@@ -191,7 +197,7 @@ impl Resolver {
         }
         let layer = LayerKey { layer: request.layer.clone(), ztoc: ztoc.digest().clone() };
         let held = found.coming.take(&request.layer);
-        self.begin(namespace, reference.repository(), &found, &request.rest);
+        self.begin(namespace, reference.repository(), &found, &request.rest, below);
         let began = Instant::now();
         let layer = self.layer(namespace, reference.repository(), layer, Some(Arc::clone(&found))).await;
         let took = began.elapsed();

@@ -79,7 +79,7 @@ impl Backend for LazyBackend {
         let (resolver, mounting) = (Arc::clone(&self.resolver), self.mounting.clone());
         let how = How::Anew(self.keeper.clone(), id);
         Box::pin(async move {
-            match resolver.resolve(asked.namespace.as_deref(), &asked.layer).await {
+            match resolver.resolve(asked.namespace.as_deref(), &asked.layer, &below).await {
                 Resolution::Lazy(resolved) => {
                     let record = resolved.record.clone();
                     // The uppermost layer of an image that comes: somebody is about to start it.

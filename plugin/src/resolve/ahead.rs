@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use lazy_layer::LayerKey;
+use lazy_layer::{Layer, LayerKey};
 use oci_registry::Repository;
 use oci_spec::image::Digest;
 
@@ -20,13 +20,14 @@ const CONNECTIONS: usize = 2;
 // === impl Resolver ===
 
 impl Resolver {
-    /// Starts what can be done for these layers of an image, once for each answer about its index.
+    /// Starts what can be done for these layers of an image, on top of those lazy ones `below`, once for each answer about its index.
     pub(super) fn begin(
         self: &Arc<Self>,
         namespace: Option<&str>,
         repository: &Repository,
         found: &Arc<FoundIndex>,
         layers: &[Digest],
+        below: &[Arc<Layer>],
     ) {
         if !found.coming.begin() {
             return;
@@ -36,10 +37,8 @@ impl Resolver {
             soci_index::is_sha256(ztoc).then(|| LayerKey { layer: layer.clone(), ztoc: ztoc.clone() })
         };
         let keys: Vec<LayerKey> = layers.iter().take(MAX_LAYERS).filter_map(with_ztoc).collect();
-        if keys.len() == layers.len() {
-            found.coming.expect(layers.to_vec());
-        }
-        let located = keys.iter().map(|key| key.layer.clone()).collect();
+        let located: Vec<Digest> = keys.iter().map(|key| key.layer.clone()).collect();
+        found.coming.expect(located.clone(), below);
         tokio::spawn(Arc::clone(self).locate(repository.clone(), located));
         if self.options.layers_ahead == 0 {
             return;

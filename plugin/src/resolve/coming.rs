@@ -15,10 +15,18 @@ pub(super) struct Coming {
     /// Whether they are being made ahead.
     begun: AtomicBool,
     layers: Mutex<HashMap<Digest, Stage>>,
-    /// All of them, the lowest first, if all are to be layer files.
-    all: OnceLock<Vec<Digest>>,
+    /// Those that are going to be layer files.
+    all: OnceLock<All>,
     /// Whether all of them could be read at the same time.
     whole: AtomicBool,
+}
+
+#[derive(Debug)]
+struct All {
+    /// The lowest first.
+    coming: Vec<Digest>,
+    /// Those that have been there, of another image, the uppermost first.
+    below: Vec<Weak<Layer>>,
 }
 
 /// How far a layer is.
@@ -38,9 +46,9 @@ impl Coming {
         !self.begun.swap(true, Ordering::Relaxed)
     }
 
-    /// All layers of the image are going to be layer files: these, the lowest first.
-    pub(super) fn expect(&self, layers: Vec<Digest>) {
-        let _ = self.all.set(layers);
+    /// These layers of the image are going to be layer files, the lowest first, on top of those `below`, the uppermost first.
+    pub(super) fn expect(&self, coming: Vec<Digest>, below: &[Arc<Layer>]) {
+        let _ = self.all.set(All { coming, below: below.iter().map(Arc::downgrade).collect() });
     }
 
     /// Keeps a layer file open until its Prepare comes, unless it has.
@@ -68,18 +76,19 @@ impl Coming {
         matches!(self.layers.lock().get(layer), Some(Stage::Taken | Stage::Ready(_)))
     }
 
-    /// The layers, the uppermost first, as soon as all of them can be read; once.
+    /// The layer files, the uppermost first, as soon as all of them can be read; once.
     pub(super) fn whole(&self) -> Option<Vec<Arc<Layer>>> {
         let all = self.all.get()?;
-        let from_above: Vec<_> = {
+        let mut from_above: Vec<_> = {
             let layers = self.layers.lock();
             let readable = |layer: &Digest| match layers.get(layer)? {
                 Stage::Held(layer, _) => Some(Arc::clone(layer)),
                 Stage::Ready(layer) => layer.upgrade(),
                 Stage::Taken => None,
             };
-            all.iter().rev().map(readable).collect::<Option<_>>()?
+            all.coming.iter().rev().map(readable).collect::<Option<_>>()?
         };
+        from_above.extend(all.below.iter().filter_map(Weak::upgrade));
         (!self.whole.swap(true, Ordering::Relaxed)).then_some(from_above)
     }
 
@@ -132,14 +141,14 @@ mod tests {
                 (golden(&format!("layers/{name}.tgz")), golden(&format!("ztoc/head/{name}.s65536.ztoc")));
             store.create_layer(&LayerKey { layer, ztoc: digest }, &ztoc).unwrap()
         };
-        let (lower, upper) = (make("gnu-gzip6"), make("pax-gzip9"));
+        let (lower, upper, base) = (make("gnu-gzip6"), make("pax-gzip9"), make("whiteouts"));
         let (below, above) = (&lower.key().layer, &upper.key().layer);
         let coming = Coming::default();
         assert!(coming.begin() && !coming.begin());
 
         assert!(coming.take(below).is_none() && coming.is_taken(below));
         coming.hold(Arc::clone(&upper), upper.attach(Arc::new(Silent)));
-        coming.expect(vec![below.clone(), above.clone()]);
+        coming.expect(vec![below.clone(), above.clone()], std::slice::from_ref(&base));
         assert!(coming.whole().is_none(), "the lower one has no source yet");
         // Its file is not held beside whoever mounts it.
         coming.hold(Arc::clone(&lower), lower.attach(Arc::new(Silent)));
@@ -148,13 +157,14 @@ mod tests {
         let source = lower.attach(Arc::new(Silent));
         coming.ready(&lower);
         let whole = coming.whole().unwrap();
-        assert!(Arc::ptr_eq(&whole[0], &upper) && Arc::ptr_eq(&whole[1], &lower));
+        let expected = [&upper, &lower, &base];
+        assert!(whole.len() == 3 && whole.iter().zip(expected).all(|(a, b)| Arc::ptr_eq(a, b)));
         assert!(coming.whole().is_none(), "once");
 
         assert!(coming.take(above).is_some_and(|(held, _)| Arc::ptr_eq(&held, &upper)));
         coming.let_go();
         assert!(coming.is_taken(above) && coming.is_taken(below));
         drop((whole, source));
-        assert_eq!([Arc::strong_count(&lower), Arc::strong_count(&upper)], [1, 1], "nobody else holds them");
+        assert_eq!([&lower, &upper, &base].map(Arc::strong_count), [1; 3], "nobody else holds them");
     }
 }
