@@ -1,4 +1,4 @@
-//! Files of a mount, held so that the kernel keeps what it has cached of them.
+//! Files of a mount, of all kinds, held so that the kernel keeps what it has cached of them.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -7,7 +7,10 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// Descriptors that a process needs for itself.
+const OWN: u64 = 64;
 const FLAGS: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Open by their names alone: nothing of them is read, only of their directories. An exchange of the file below a loop device counts as
@@ -17,9 +20,10 @@ const FLAGS: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC
 pub(super) struct HeldFiles(Vec<OwnedFd>);
 
 impl HeldFiles {
-    /// The regular files below a directory, those near it first, up to `most` and as many as this process may open. What fails is left out: it is
+    /// All that is below a directory, what is near it first, up to `most` and as many as this process may open. What fails is left out: it is
     /// read from the disk again.
     pub(super) fn below(root: &Path, most: usize) -> HeldFiles {
+        make_room(most);
         let mut held = Vec::new();
         let mut directories = VecDeque::from([root.to_owned()]);
         while let Some(directory) = directories.pop_front() {
@@ -27,16 +31,13 @@ impl HeldFiles {
                 if held.len() >= most {
                     return HeldFiles(held);
                 }
-                match entry.file_type() {
-                    Ok(kind) if kind.is_dir() => directories.push_back(entry.path()),
-                    Ok(kind) if kind.is_file() => {
-                        match rustix::fs::open(entry.path(), FLAGS, Mode::empty()) {
-                            Ok(file) => held.push(file),
-                            Err(Errno::MFILE | Errno::NFILE) => return HeldFiles(held),
-                            Err(_) => {}
-                        }
-                    }
-                    Ok(_) | Err(_) => {}
+                match rustix::fs::open(entry.path(), FLAGS, Mode::empty()) {
+                    Ok(file) => held.push(file),
+                    Err(Errno::MFILE | Errno::NFILE) => return HeldFiles(held),
+                    Err(_) => {}
+                }
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    directories.push_back(entry.path());
                 }
             }
         }
@@ -46,6 +47,19 @@ impl HeldFiles {
     /// From now on the kernel keeps of them what it likes.
     pub(super) fn let_go(self) {
         drop(self.0);
+    }
+}
+
+/// Lets this process have so many files open, as far as it may: root can raise its own limit up to the kernel's (`fs.nr_open`).
+fn make_room(most: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(OWN);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum.map(|maximum| maximum.max(wanted)) };
+    if setrlimit(Resource::Nofile, raised).is_err() {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }
 
@@ -74,23 +88,27 @@ mod tests {
     }
 
     #[test]
-    fn regular_files_are_held_and_no_others() {
+    fn files_of_all_kinds_are_held() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().canonicalize().unwrap();
         fs::create_dir_all(root.join("a/b/c")).unwrap();
         fs::create_dir(root.join("empty")).unwrap();
-        let files: BTreeSet<PathBuf> =
+        let mut kept: BTreeSet<PathBuf> =
             ["x", "a/y", "a/b/c/z", "a/b/c/\u{fc}"].map(|name| root.join(name)).into();
-        for file in &files {
+        for file in &kept {
             fs::write(file, "").unwrap();
         }
+        kept.extend(["a", "a/b", "a/b/c", "a/link", "a/root", "empty", "fifo"].map(|name| root.join(name)));
         std::os::unix::fs::symlink("x", root.join("a/link")).unwrap();
         std::os::unix::fs::symlink("/", root.join("a/root")).unwrap();
         let fifo = rustix::fs::FileType::Fifo;
         rustix::fs::mknodat(rustix::fs::CWD, root.join("fifo"), fifo, Mode::RUSR, 0).unwrap();
-        assert_eq!(names(&HeldFiles::below(&root, 4)), files);
-        assert_eq!(names(&HeldFiles::below(&root, 3)).len(), 3);
-        assert_eq!(names(&HeldFiles::below(&root, 1)), BTreeSet::from([root.join("x")]));
+        assert_eq!(names(&HeldFiles::below(&root, 99)), kept);
+        assert_eq!(names(&HeldFiles::below(&root, 10)).len(), 10);
+        assert_eq!(
+            names(&HeldFiles::below(&root, 4)),
+            ["a", "empty", "fifo", "x"].map(|name| root.join(name)).into()
+        );
         assert!(names(&HeldFiles::below(&root, 0)).is_empty());
         assert!(names(&HeldFiles::below(&root.join("nothing"), 9)).is_empty());
     }
