@@ -105,17 +105,10 @@ impl Inner {
         load
     }
 
-    /// What a transfer for `demand` may do.
-    pub(super) fn gate(&self, demand: Demand, options: &StoreOptions) -> Gate {
-        let load = self.load();
-        let go = match load.before(demand) {
-            (0, _) => demand < Demand::Fill || load.total == 0,
-            // Until the answer to what goes first begins to come, the link would be idle.
-            (_, answered) => {
-                demand < Demand::Fill && !answered && load.total_ahead <= options.max_ahead_while_waiting
-            }
-        };
-        if go { Gate::Go } else { Gate::Wait }
+    /// What a transfer for `demand` may do. The background gives way to all else. What is expected was asked for when it had its place on the link, and is on its way: not
+    /// to take it would bring nobody's bytes sooner, as the kernel takes them, and how much is still to come would not be known.
+    pub(super) fn gate(&self, demand: Demand) -> Gate {
+        if demand == Demand::Fill && self.load().total > 0 { Gate::Wait } else { Gate::Go }
     }
 
     /// Whether more may be asked for that nobody waits for yet: when so little is still to come that what is asked for now begins to come when that has come. Earlier,

@@ -10,7 +10,6 @@ use crate::demand::Demand;
 use crate::engine::Engine;
 use crate::error::ReadError;
 use crate::layer::Layer;
-use crate::options::StoreOptions;
 use crate::source::SourceError;
 use crate::sources::SourceId;
 
@@ -51,7 +50,7 @@ impl Engine {
     /// Where a transfer stands, and what it may do. `at` is the next byte of the blob, `got` how many have just come.
     pub(crate) fn progress(self: &Arc<Self>, id: TransferId, at: u64, got: u64) -> Gate {
         let now = Instant::now();
-        let (gate, room) = self.board.inner.lock().progress(id, at, got, now, &self.options);
+        let (gate, room) = self.board.inner.lock().progress(id, at, got, now);
         if room {
             self.on_board(|_, _, _| {});
         }
@@ -124,14 +123,7 @@ impl Engine {
 
 impl Inner {
     /// What a transfer may do, and whether so much has come that others may begin.
-    fn progress(
-        &mut self,
-        id: TransferId,
-        at: u64,
-        got: u64,
-        now: Instant,
-        options: &StoreOptions,
-    ) -> (Gate, bool) {
+    fn progress(&mut self, id: TransferId, at: u64, got: u64, now: Instant) -> (Gate, bool) {
         let Some(flying) = self.transfers.get_mut(&id) else { return (Gate::Stop, false) };
         flying.at = at;
         let first = got > 0 && !flying.answered;
@@ -145,14 +137,9 @@ impl Inner {
                 host.received(got, now);
             }
         }
-        let (done, demand, answered) = (at >= flying.end_byte, flying.demand, flying.answered);
+        let (done, demand) = (at >= flying.end_byte, flying.demand);
         let room = got > 0 && self.has_room_after(got, first);
-        let gate = match demand {
-            _ if done => Gate::Stop,
-            // It was asked for so that it begins to come when it may.
-            Demand::Trace | Demand::ReadAhead if !answered => Gate::Go,
-            demand => self.gate(demand, options),
-        };
+        let gate = if done { Gate::Stop } else { self.gate(demand) };
         (gate, room)
     }
 
