@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 
 mod ahead;
 mod coming;
+mod command;
 mod content;
 mod diff_id;
 mod flights;
@@ -69,6 +70,8 @@ pub struct Options {
     pub max_ztoc_bytes: u64,
     /// Layers of an image that are located, and files made, at the same time before their Prepare comes; at 0 no files are made.
     pub layers_ahead: usize,
+    /// Containers whose command lines are looked up at the same time; another one starts without.
+    pub commands: usize,
 }
 
 /// Finds what a layer is made of.
@@ -83,6 +86,8 @@ pub struct Resolver {
     making: Flights<LayerQuestion, Made>,
     /// One permit for each layer file that is made before its Prepare comes.
     ahead: Semaphore,
+    /// One permit for each container whose command line is looked up.
+    commands: Arc<Semaphore>,
 }
 
 /// Asked by namespace too, because that says which content store has the zTOC.
@@ -139,6 +144,7 @@ impl Resolver {
             images: Flights::new(options.images),
             making: Flights::new(options.layers),
             ahead: Semaphore::new(options.layers_ahead),
+            commands: Arc::new(Semaphore::new(options.commands)),
         })
     }
 

@@ -222,18 +222,22 @@ impl Snapshotter {
         Ok(self.shared.mounts(&record, &chain))
     }
 
-    /// The mounts of an active snapshot or a view.
+    /// The mounts of an active snapshot or a view. Clients ask for them when a container is recorded and about to run.
     ///
     /// # Errors
     /// [`SnapshotError::Unavailable`] where a layer is not mounted.
-    pub async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotError> {
+    pub async fn mounts(&self, namespace: Option<String>, key: String) -> Result<Vec<Mount>, SnapshotError> {
         let mut chain = self.available(&key).await?;
         if chain.is_empty() {
             return Err(StoreError::NotFound { key }.into());
         }
         let own = chain.remove(0);
-        if own.record.kind == Kind::Committed {
-            return Err(StoreError::NotActive { key }.into());
+        match own.record.kind {
+            Kind::Committed => return Err(StoreError::NotActive { key }.into()),
+            Kind::Active => {
+                self.shared.backend.runs(namespace.as_deref(), &key, &self.shared.lazy_layers(&chain))
+            }
+            Kind::View => {}
         }
         Ok(self.shared.mounts(&own.record, &chain))
     }

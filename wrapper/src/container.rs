@@ -59,6 +59,14 @@ impl Snapshot {
         prepared.await
     }
 
+    /// What to mount for it. A lazy snapshotter takes the question, asked when the container is recorded, as a sign that it is about to run.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or the snapshotter does not answer.
+    pub(crate) async fn rootfs(&self, containerd: &Containerd) -> Result<Vec<Mount>, StoreError> {
+        rejoined(containerd, &self.snapshotter, async || self.mounts(containerd).await).await
+    }
+
     async fn mounts(&self, containerd: &Containerd) -> Result<Vec<Mount>, StoreError> {
         let request = MountsRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() };
         let mut client = containerd.snapshots_client();

@@ -5,12 +5,11 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use containerd_client::types::Mount;
-use rustix::fs::{Advice, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
@@ -20,9 +19,6 @@ use crate::spec::user::Accounts;
 
 /// Larger account files than this are not read, bytes.
 const MAX_FILE: u64 = 16 << 20;
-
-/// Bytes that say what a program needs.
-const BEGINNING: u64 = 4096;
 
 /// The kernel takes one page of mount options, less what it needs itself.
 const MAX_OPTIONS: usize = 4000;
@@ -54,26 +50,6 @@ impl RootfsError {
 pub(crate) fn accounts_of_snapshot(mounts: &[Mount]) -> Result<Accounts, RootfsError> {
     let mounted = Mounted::new(mounts)?;
     accounts_of_directory(&mounted.target)
-}
-
-/// Has the kernel begin to read the program that a container is going to run, so that a lazy snapshotter fetches it, and what it needs, while the container is still
-/// being made. Nothing is waited for, and what cannot be found is left to the runtime.
-pub(crate) fn begin_to_read(mounts: &[Mount], program: &str, path: &str) {
-    // The layers one by one: a second mount with the same upper directory would not be safe.
-    let lower =
-        mounts.iter().flat_map(|mount| &mount.options).filter_map(|option| option.strip_prefix("lowerdir="));
-    let layers: Vec<&str> = lower.flat_map(|lower| lower.split(':')).collect();
-    let directories: Vec<&str> = if program.contains('/') { vec![""] } else { path.split(':').collect() };
-    for directory in directories {
-        for layer in &layers {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let Ok(root) = rustix::fs::open(*layer, flags, Mode::empty()) else { continue };
-            if let Ok(Some(file)) = open_file(&root, &format!("{directory}/{program}")) {
-                let _ = rustix::fs::fadvise(&file, 0, NonZeroU64::new(BEGINNING), Advice::WillNeed);
-                return;
-            }
-        }
-    }
 }
 
 /// Reads `/etc/passwd` and `/etc/group` below `root`; blocks.

@@ -190,18 +190,6 @@ pub(crate) fn build(
     Ok(spec)
 }
 
-/// The program that the process begins with, and the `PATH` where it is looked for.
-pub(crate) fn program(image: &ImageConfiguration, request: &Request) -> Option<(String, String)> {
-    let program = args(Some(image), &request.args).ok()?.into_iter().next()?;
-    let image_env = image.config().as_ref().and_then(|config| config.env().as_deref()).unwrap_or_default();
-    let env = image_env.iter().chain(&request.env);
-    let path = env
-        .filter_map(|entry| entry.strip_prefix("PATH="))
-        .next_back()
-        .or_else(|| environment::DEFAULT.strip_prefix("PATH="));
-    Some((program, path.unwrap_or_default().to_owned()))
-}
-
 /// The command line's words replace entrypoint and command both, as in ctr.
 fn args(image: Option<&ImageConfiguration>, given: &[String]) -> Result<Vec<String>, SpecError> {
     if !given.is_empty() {

@@ -485,6 +485,8 @@ tables! {
         restores "limits.restores": Int(1..=1_024) = 16;
         /// Layers of an image that are made ready at the same time before containerd asks for them: found in the registry, their files made (0: no files).
         layers_ahead "limits.layers_ahead": Int(0..=256) = 4;
+        /// Containers that are about to run whose command lines are looked up in containerd at the same time, for what they name (0: none); another one starts without.
+        commands "limits.commands": Int(0..=1_024) = 16;
         /// Bytes of the largest zTOC that is read.
         ztoc_bytes "limits.ztoc_bytes": Size = "512mb";
     }

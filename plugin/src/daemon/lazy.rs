@@ -69,6 +69,10 @@ impl Backend for LazyBackend {
         self.resolver.starts(from_above);
     }
 
+    fn runs(&self, namespace: Option<&str>, key: &str, from_above: &[Arc<Layer>]) {
+        self.resolver.runs(namespace, key, from_above);
+    }
+
     fn mount(
         &self,
         asked: Asked,

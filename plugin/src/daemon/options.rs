@@ -104,6 +104,7 @@ pub(super) fn resolve_options(config: &Config) -> resolve::Options {
         diff_id_attempts: count(limits.diff_id_attempts),
         max_ztoc_bytes: config.max_ztoc_bytes(),
         layers_ahead: count(limits.layers_ahead),
+        commands: count(limits.commands),
     }
 }
 

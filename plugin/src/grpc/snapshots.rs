@@ -72,8 +72,9 @@ impl Snapshots for SnapshotsService {
         &self,
         request: Request<pb::MountsRequest>,
     ) -> Result<Response<pb::MountsResponse>, Status> {
-        let mounts =
-            self.snapshotter.mounts(request.into_inner().key).await.map_err(|error| status_of(&error))?;
+        let key = request.get_ref().key.clone();
+        let namespace = namespace(request.metadata(), &key);
+        let mounts = self.snapshotter.mounts(namespace, key).await.map_err(|error| status_of(&error))?;
         Ok(Response::new(pb::MountsResponse { mounts: mounts.into_iter().map(mount).collect() }))
     }
 

@@ -20,6 +20,9 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// A container is about to start on these layers, the uppermost first.
     fn starts(&self, from_above: &[Arc<Layer>]);
 
+    /// Perhaps a container runs now whose own snapshot this is, by its key here, on these layers, the uppermost first. Waits for nothing.
+    fn runs(&self, namespace: Option<&str>, key: &str, from_above: &[Arc<Layer>]);
+
     /// Unpacks a layer into the directory `at`, with its ancestors (nearest first) as a source of attributes for directories that
     /// the layer does not mention. Ends within its deadline. Whatever was unpacked before a failure is removed again.
     fn unpack(&self, asked: Asked, lower: Vec<Below>, at: PathBuf) -> BoxFuture<'static, Result<(), String>>;

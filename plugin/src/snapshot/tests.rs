@@ -20,6 +20,8 @@ struct Fake {
     kept: Vec<KeptLayer>,
     /// What became of them.
     fates: Mutex<Vec<(Slot, &'static str)>>,
+    /// Snapshots whose containers perhaps run.
+    ran: Mutex<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +65,10 @@ impl LazyMount for FakeMount {
 
 impl Backend for Fake {
     fn starts(&self, _: &[Arc<Layer>]) {}
+
+    fn runs(&self, _: Option<&str>, key: &str, _: &[Arc<Layer>]) {
+        self.ran.lock().push(key.to_owned());
+    }
 
     fn mount(&self, asked: Asked, _: Id, _: PathBuf, _: Vec<Arc<Layer>>) -> BoxFuture<'static, Attempt> {
         let attempt = match self.attempts.lock().pop_front().unwrap_or(Answer::NoIndex) {
@@ -200,7 +206,9 @@ async fn a_remote_layer_is_committed_and_found_by_its_labels() {
     assert_eq!(mounts[0].kind, "overlay");
     let lower = mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir=")).unwrap();
     assert!(lower.ends_with("/snapshots/1/fs") && lower.contains("/snapshots/2/fs:"), "{lower}");
-    assert_eq!(snapshotter.mounts("n/3/c".into()).await.unwrap(), mounts);
+    assert!(fake.ran.lock().is_empty(), "no client has recorded the container yet");
+    assert_eq!(snapshotter.mounts(None, "n/3/c".into()).await.unwrap(), mounts);
+    assert_eq!(*fake.ran.lock(), ["n/3/c"]);
     assert_eq!(snapshotter.usage(top.key.clone()).await.unwrap(), Usage { bytes: 4, inodes: 0 });
     assert_eq!(snapshotter.layers().len(), 2);
 

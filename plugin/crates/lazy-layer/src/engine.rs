@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use crate::layer::{Layer, LayerId};
 use crate::options::StoreOptions;
 use crate::pool::{Pool, Scratch};
 use crate::stack::Stack;
-use crate::start::Step;
+use crate::start::{Command, Step};
 
 /// The fetch engine: one for each store, that is one for each daemon.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ pub(crate) struct Engine {
     hints: Sender<Hint>,
     steps: Sender<(Box<Step>, Arc<Engine>)>,
     layers: AtomicU64,
+    walks: AtomicU16,
     said_full: Mutex<Option<Instant>>,
 }
 
@@ -64,6 +65,7 @@ impl Engine {
             hints,
             steps,
             layers: AtomicU64::new(0),
+            walks: AtomicU16::new(0),
             said_full: Mutex::new(None),
             options,
             runtime,
@@ -91,8 +93,22 @@ impl Engine {
 
     /// A container is about to start on these layers.
     pub(crate) fn starts(self: &Arc<Self>, from_above: &[Arc<Layer>]) {
+        if let Some(stack) = self.stack_of(from_above) {
+            self.step(Step::Image(stack));
+        }
+    }
+
+    /// A container on these layers is about to run this.
+    pub(crate) fn runs(self: &Arc<Self>, from_above: &[Arc<Layer>], command: Command) {
+        if let Some(stack) = self.stack_of(from_above) {
+            self.step(Step::Command(stack, Box::new(command)));
+        }
+    }
+
+    /// These layers as an image, which they belong to from now on; none where no program is followed.
+    fn stack_of(&self, from_above: &[Arc<Layer>]) -> Option<Arc<Stack>> {
         if self.options.max_start_files == 0 || from_above.is_empty() {
-            return;
+            return None;
         }
         let known = from_above.first().and_then(|layer| layer.stack());
         let stack =
@@ -100,7 +116,12 @@ impl Engine {
         for layer in from_above {
             layer.join(&stack);
         }
-        self.step(Step::Image(stack));
+        Some(stack)
+    }
+
+    /// The number of one more beginning that programs are followed from. They are counted round.
+    pub(crate) fn next_walk(&self) -> u16 {
+        self.walks.fetch_add(1, Ordering::Relaxed)
     }
 
     /// An identity for a layer that is opened.

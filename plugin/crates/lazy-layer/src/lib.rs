@@ -81,5 +81,6 @@ pub use layer::{Attachment, Completeness, Layer, LayerStatus, MAX_READ, Reply};
 pub use mapping::Mapping;
 pub use options::{DropPolicy, FillOptions, StoreOptions};
 pub use source::{BlobSource, ByteStream, SourceError};
+pub use start::Command;
 pub use store::LayerStore;
 pub use waits::Waits;

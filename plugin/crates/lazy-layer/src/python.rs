@@ -3,9 +3,12 @@
 //! A source is known by its name only: it is looked into when a compiled module, or a script, led to it.
 //! What functions import when they are called is left out; what a condition leaves out is not. Untrusted: every number is checked against the bytes that are there.
 
+mod arguments;
 mod compiled;
 mod marshal;
 mod source;
+
+pub(crate) use arguments::{Main, main};
 
 /// Longest dotted name, bytes.
 const MAX_NAME: usize = 512;
@@ -33,6 +36,28 @@ pub(crate) struct Import {
     pub(crate) names: Vec<Vec<u8>>,
 }
 
+/// Whether a program of this path runs Python.
+pub(crate) fn is_interpreter(path: &[u8]) -> bool {
+    path.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(b"python"))
+}
+
+/// What every interpreter imports before it runs anything, and has not in itself (`Python/codecs.c`, `Lib/site.py`); with the encoding of all usual locales.
+pub(crate) fn first_imports() -> Vec<Import> {
+    let import = |module: &str, names: &[&str]| Import {
+        level: 0,
+        module: module.as_bytes().to_vec(),
+        names: names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+    };
+    vec![import("encodings", &["aliases", "utf_8"]), import("site", &[]), import("sitecustomize", &[])]
+}
+
+/// What an interpreter with this file name puts into the names of compiled files, and the directory below `lib` that its modules are in: of `python3.11`,
+/// `cpython-311` and `python3.11`.
+pub(crate) fn release(name: &[u8]) -> Option<(&'static str, String)> {
+    let minor = std::str::from_utf8(name.strip_prefix(b"python3.")?).ok()?;
+    compiled::tag(minor).map(|tag| (tag, format!("python3.{minor}")))
+}
+
 /// Whether a file that begins with these bytes may be a compiled module of a version that is known.
 pub(crate) fn is_compiled(head: &[u8]) -> bool {
     compiled::version(head).is_some()
@@ -47,6 +72,12 @@ impl Module {
     /// From a whole source.
     pub(crate) fn source(bytes: &[u8]) -> Self {
         Self { source: None, tag: None, imports: source::imports(bytes) }
+    }
+
+    /// From what stands on a command line, with `;` between statements.
+    pub(crate) fn code(bytes: &[u8]) -> Self {
+        let line = |byte: &u8| if *byte == b';' { b'\n' } else { *byte };
+        Self::source(&bytes.iter().map(line).collect::<Vec<u8>>())
     }
 }
 

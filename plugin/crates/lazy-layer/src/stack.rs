@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::layer::Layer;
 use crate::mapping::Mapping;
-use crate::start::Modules;
+use crate::start::{Modules, Rank};
 
 /// As in the kernel.
 const MAX_LINKS: usize = 40;
@@ -33,9 +33,14 @@ pub(crate) struct Stack {
 pub(crate) struct Found {
     pub(crate) layer: Arc<Layer>,
     pub(crate) inode: Inode,
-    /// The directory that it is in, without links; not known of a file that was found by its inode.
-    pub(crate) directory: Option<Vec<Vec<u8>>>,
+    /// Where it is, without links; not known of a file that was found by its inode.
+    pub(crate) path: Option<Path>,
+    /// When it is needed.
+    pub(crate) rank: Rank,
 }
+
+/// Names from the root on.
+pub(crate) type Path = Vec<Vec<u8>>;
 
 /// A directory as the layers together show it: those of its layers that are seen, nearest first.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +54,17 @@ pub(crate) enum Entry {
     Other(Arc<Layer>, Inode),
 }
 
+impl Found {
+    /// The directory that it is in.
+    pub(crate) fn directory(&self) -> Option<&[Vec<u8>]> {
+        self.path.as_deref()?.split_last().map(|(_, directory)| directory)
+    }
+
+    pub(crate) fn name(&self) -> Option<&[u8]> {
+        self.path.as_deref()?.last().map(Vec::as_slice)
+    }
+}
+
 impl Stack {
     pub(crate) fn new(from_above: &[Arc<Layer>]) -> Self {
         Self { from_above: from_above.iter().map(Arc::downgrade).collect(), modules: Mutex::default() }
@@ -60,9 +76,9 @@ impl Stack {
             && self.from_above.iter().zip(from_above).all(|(a, b)| std::ptr::eq(a.as_ptr(), Arc::as_ptr(b)))
     }
 
-    /// The regular file at `path`, which counts from `from` where it is relative.
-    pub(crate) fn file(&self, from: &[Vec<u8>], path: &[u8]) -> Option<Found> {
-        let mut at: Vec<Vec<u8>> = if path.starts_with(b"/") { Vec::new() } else { from.to_vec() };
+    /// The regular file at `path`, which counts from `from` where it is relative; with its rank.
+    pub(crate) fn file(&self, from: &[Vec<u8>], path: &[u8], rank: Rank) -> Option<Found> {
+        let mut at: Path = if path.starts_with(b"/") { Vec::new() } else { from.to_vec() };
         let mut left: VecDeque<Vec<u8>> = names(path).collect();
         let mut directories = self.directories(&at)?;
         let mut links = 0usize;
@@ -86,7 +102,8 @@ impl Stack {
             };
             match inode.kind {
                 Kind::Regular if left.is_empty() => {
-                    return Some(Found { layer, inode, directory: Some(at) });
+                    at.push(name);
+                    return Some(Found { layer, inode, path: Some(at), rank });
                 }
                 Kind::Symlink if links < MAX_LINKS => {
                     links = links.saturating_add(1);
@@ -158,6 +175,6 @@ impl Directory {
 }
 
 /// The names of a path; `.` is none.
-fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
+pub(crate) fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec)
 }

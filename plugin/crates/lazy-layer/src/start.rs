@@ -3,13 +3,15 @@
 //! A program says itself what it needs: a script its interpreter, a binary the program that loads it and its libraries, each of these its own. The
 //! loader finds that out one file after another, and each file not here costs a round trip. So when the beginning of such a file is read, the same is found
 //! out ahead of the loader, from the layers of the image together, and all of it is asked for at once. The same is done with the files that nearly
-//! every start reads ([`crate::StoreOptions::start_files`]) when an image is mounted.
+//! every start reads ([`crate::StoreOptions::start_files`]) when an image is mounted, and with what a container's command line names.
 //!
 //! A Python program says in its modules which others it imports; these are followed, too.
 //!
 //! It is a guess, and bounded: a program is followed to so many files and bytes; what is read meanwhile goes first.
 
+mod command;
 mod modules;
+mod rank;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,8 +26,10 @@ use crate::engine::Engine;
 use crate::layer::Layer;
 use crate::python::{self, Module};
 use crate::stack::{Found, Stack};
+pub use command::Command;
 use modules::Form;
 pub(crate) use modules::Modules;
+pub(crate) use rank::Rank;
 
 /// A file of up to so many bytes is asked for as a whole: it is hardly more than a span, and most of it will be read.
 const WHOLE: u64 = 8 << 20;
@@ -45,6 +49,8 @@ pub(crate) struct Walk {
     stack: Arc<Stack>,
     /// How much it is wanted.
     demand: Demand,
+    /// That of all.
+    rank: Rank,
     /// How many more files and bytes.
     files: AtomicUsize,
     bytes: AtomicU64,
@@ -55,6 +61,8 @@ pub(crate) struct Walk {
 pub(crate) enum Step {
     /// An image is mounted.
     Image(Arc<Stack>),
+    /// A container runs this.
+    Command(Arc<Stack>, Box<Command>),
     /// The beginning of a file was read, at this place of the layer file, and looks like a program.
     Program(Arc<Layer>, u64),
     /// The first bytes of a file.
@@ -64,7 +72,7 @@ pub(crate) enum Step {
     /// Its names.
     Names(Arc<Walk>, Found, Elf, Dynamic, Vec<u8>),
     /// The path of what loads it.
-    Interpreter(Arc<Walk>, Vec<u8>),
+    Interpreter(Arc<Walk>, Rank, Vec<u8>),
     /// What a Python module imports.
     Module(Arc<Walk>, Found, Box<Module>),
 }
@@ -78,17 +86,19 @@ impl Step {
                     [(&options.start_files, Demand::Trace), (&options.likely_files, Demand::ReadAhead)];
                 for (paths, demand) in lists {
                     let walk = Walk::new(engine, Arc::clone(&stack), demand);
-                    for path in paths {
-                        walk.visit_path(&[], path.as_bytes());
+                    for (number, path) in paths.iter().enumerate() {
+                        walk.visit_path(&[], path.as_bytes(), walk.rank.within(number, paths.len()));
                     }
                 }
             }
+            Step::Command(stack, command) => Walk::new(engine, stack, Demand::Trace).command(&command),
             // Who reads everything starts nothing, and needs what comes next more than what a program would load.
             Step::Program(layer, place) if layer.is_passed(place) => {}
             Step::Program(layer, place) => {
                 let Some((nid, stack)) = layer.file_at(place).zip(layer.stack()) else { return };
                 let Ok(inode) = layer.image().inode(nid) else { return };
-                Walk::new(engine, stack, Demand::Trace).visit(Found { layer, inode, directory: None });
+                let walk = Walk::new(engine, stack, Demand::Trace);
+                walk.visit(Found { layer, inode, path: None, rank: walk.rank });
             }
             Step::Head(walk, found, head) => walk.head(found, &head),
             Step::Dynamic(walk, found, elf, section) => {
@@ -101,9 +111,9 @@ impl Step {
                 walk.when_here(&found, &range, next);
             }
             Step::Names(walk, found, elf, dynamic, names) => walk.libraries(&found, &elf, &dynamic, &names),
-            Step::Interpreter(walk, path) => {
+            Step::Interpreter(walk, rank, path) => {
                 let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
-                walk.visit_path(&[], path);
+                walk.visit_path(&[], path, rank);
             }
             Step::Module(walk, found, module) => walk.imports(&found, &module),
         }
@@ -113,11 +123,17 @@ impl Step {
 impl Walk {
     fn new(engine: &Engine, stack: Arc<Stack>, demand: Demand) -> Arc<Self> {
         let (files, bytes) = (engine.options.max_start_files, engine.options.max_start_bytes);
-        Arc::new(Self { stack, demand, files: AtomicUsize::new(files), bytes: AtomicU64::new(bytes) })
+        Arc::new(Self {
+            stack,
+            demand,
+            rank: Rank::of_walk(engine.next_walk()),
+            files: AtomicUsize::new(files),
+            bytes: AtomicU64::new(bytes),
+        })
     }
 
-    fn visit_path(self: &Arc<Self>, from: &[Vec<u8>], path: &[u8]) -> bool {
-        let found = self.stack.file(from, path);
+    fn visit_path(self: &Arc<Self>, from: &[Vec<u8>], path: &[u8], rank: Rank) -> bool {
+        let found = self.stack.file(from, path, rank);
         let is_there = found.is_some();
         if let Some(found) = found {
             self.visit(found);
@@ -160,14 +176,21 @@ impl Walk {
             return;
         }
         if let Some((interpreter, argument)) = elf::script(head) {
-            self.visit_path(&[], interpreter);
-            if [interpreter, argument.unwrap_or_default()].iter().any(|word| is_python(word)) {
-                self.module(&found, Form::Source);
-            }
+            let rank = found.rank.within(0, 3);
+            let mut program = interpreter.to_vec();
+            self.visit_path(&[], interpreter, rank);
             if interpreter.ends_with(b"/env")
-                && let Some(program) = argument
+                && let Some(name) = argument
             {
-                let _ = PATH.iter().any(|directory| self.visit_path(&[], &joined(directory, program)));
+                program = name.to_vec();
+                let mut places = PATH.iter().map(|directory| joined(directory, name));
+                if let Some(path) = places.find(|path| self.visit_path(&[], path, rank)) {
+                    program = path;
+                }
+            }
+            if python::is_interpreter(&program) {
+                self.begin_python(&program, found.rank.within(1, 3));
+                self.module(&Found { rank: found.rank.within(2, 3), ..found }, Form::Source);
             }
             return;
         }
@@ -178,8 +201,8 @@ impl Walk {
             }
         }
         if let Some(range) = &elf.interpreter {
-            let walk = Arc::clone(self);
-            self.when_here(&found, range, |path| Step::Interpreter(walk, path.to_vec()));
+            let (walk, rank) = (Arc::clone(self), found.rank.within(0, 2));
+            self.when_here(&found, range, move |path| Step::Interpreter(walk, rank, path.to_vec()));
         }
         if let Some(range) = elf.dynamic.clone() {
             let (walk, again) = (Arc::clone(self), found.clone());
@@ -190,20 +213,23 @@ impl Walk {
     /// Looks for libraries where the loader would, but for its configuration file.
     fn libraries(self: &Arc<Self>, found: &Found, elf: &Elf, dynamic: &Dynamic, names: &[u8]) {
         let run_path = dynamic.run_path.and_then(|at| elf::name(names, at)).unwrap_or_default();
-        for library in dynamic.needed.iter().filter_map(|at| elf::name(names, *at)) {
+        let needed = dynamic.needed.iter().enumerate();
+        for (number, library) in needed.filter_map(|(number, at)| Some((number, elf::name(names, *at)?))) {
+            // Behind what loads them.
+            let rank = found.rank.within(number.saturating_add(1), dynamic.needed.len().saturating_add(1));
             if library.contains(&b'/') {
-                self.visit_path(&[], library);
+                self.visit_path(&[], library, rank);
                 continue;
             }
             let own = run_path.split(|byte| *byte == b':').filter(|path| !path.is_empty()).take(MAX_RUN_PATH);
             let in_own = own.into_iter().any(|directory| {
                 let origin =
                     directory.strip_prefix(b"$ORIGIN").or_else(|| directory.strip_prefix(b"${ORIGIN}"));
-                match (origin, &found.directory) {
-                    (None, _) => self.visit_path(&[], &joined(directory, library)),
+                match (origin, found.directory()) {
+                    (None, _) => self.visit_path(&[], &joined(directory, library), rank),
                     (Some(rest), Some(from)) => {
                         let rest = rest.strip_prefix(b"/").unwrap_or(rest);
-                        self.visit_path(from, &relative(rest, library))
+                        self.visit_path(from, &relative(rest, library), rank)
                     }
                     (Some(_), None) => false,
                 }
@@ -211,7 +237,7 @@ impl Walk {
             if !in_own {
                 let _ = elf
                     .directories()
-                    .any(|directory| self.visit_path(&[], &joined(directory.as_bytes(), library)));
+                    .any(|directory| self.visit_path(&[], &joined(directory.as_bytes(), library), rank));
             }
         }
     }
@@ -222,7 +248,7 @@ impl Walk {
         let bytes = range.end.saturating_sub(range.start);
         let less = |left: u64| left.checked_sub(bytes);
         if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
-            found.layer.fetch_soon(&found.inode, &range, self.demand);
+            found.layer.fetch_soon(&found.inode, &range, self.demand, found.rank);
         }
     }
 
@@ -237,11 +263,6 @@ impl Walk {
         let Ok(len) = u32::try_from(range.end.saturating_sub(range.start)) else { return };
         found.layer.when_here(found.inode.nid, range.start, len, self.demand, next);
     }
-}
-
-/// Whether a program of this path runs Python.
-fn is_python(path: &[u8]) -> bool {
-    path.rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(b"python"))
 }
 
 fn joined(directory: &[u8], name: &[u8]) -> Vec<u8> {

@@ -20,6 +20,7 @@ use crate::key::LayerKey;
 use crate::layer::Layer;
 use crate::options::StoreOptions;
 use crate::shelf::{self, Shelf};
+use crate::start::Command;
 use crate::toc::Plan;
 
 /// The layer files below one root, and the engine that fills them. Only one store may be open on a root.
@@ -126,6 +127,11 @@ impl LayerStore {
     /// program needs that is read from one of them is looked for in all, and fetched ahead of it.
     pub fn starts(&self, from_above: &[Arc<Layer>]) {
         self.engine.starts(from_above);
+    }
+
+    /// A container on these layers, the uppermost first, is about to run this: what its command line names is fetched, and what that needs.
+    pub fn runs(&self, from_above: &[Arc<Layer>], command: Command) {
+        self.engine.runs(from_above, command);
     }
 
     /// Bytes of disk that all layers take. Blocking.

@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::artifact::Artifacts;
+use crate::container::Containers;
 use crate::content::ContentStore;
 use crate::error::StoreError;
 use crate::image::Images;
@@ -165,6 +166,12 @@ impl Containerd {
     #[must_use]
     pub fn leases(&self) -> Leases {
         Leases::new(self.clone())
+    }
+
+    /// Containers.
+    #[must_use]
+    pub fn containers(&self) -> Containers {
+        Containers::new(self.clone())
     }
 
     /// SOCI artifacts among the content.

@@ -9,6 +9,7 @@
 
 mod artifact;
 mod connect;
+mod container;
 mod containerd;
 mod content;
 mod digest;
@@ -21,6 +22,7 @@ mod time;
 
 pub use crate::artifact::{Artifacts, IndexRecord, IndexTarget, ZtocRecord};
 pub use crate::connect::{ConnectError, connect};
+pub use crate::container::{Container, Containers, Process};
 pub use crate::containerd::{Containerd, MAX_MESSAGE_SIZE, Namespace, NamespaceError};
 pub use crate::content::{ContentInfo, ContentStore, ContentWriter, OpenedWriter};
 pub use crate::digest::parse_digest;

@@ -95,9 +95,6 @@ impl<'a> Session<'a> {
         let spec = match source {
             Source::SpecFile(path) => read_spec(path)?,
             _ => {
-                if let Some(image) = &image {
-                    begin_to_read(image, &request, &rootfs);
-                }
                 let user = self.user(source, image.as_ref(), &rootfs).await?;
                 let namespace = self.context.namespace().as_str();
                 let config = image.as_ref().map(|image| &image.config);
@@ -119,6 +116,11 @@ impl<'a> Session<'a> {
         };
         container::create(&containerd, new).await?;
         self.container = true;
+        // Asked once more, as ctr does: now that the container is recorded, a lazy snapshotter can see what it is going to run.
+        let rootfs = match &self.snapshot {
+            Some(snapshot) => snapshot.rootfs(&containerd).await?,
+            None => rootfs,
+        };
         self.end_lease().await;
         self.process(rootfs).await
     }
@@ -282,14 +284,6 @@ impl<'a> Session<'a> {
         self.end_lease().await;
         Ok(outcome?)
     }
-}
-
-/// The program will be read as soon as the container is there: its bytes can be on their way by then.
-fn begin_to_read(image: &RunImage, request: &Request, rootfs: &[Mount]) {
-    let Some((program, path)) = spec::program(&image.config, request) else { return };
-    let mounts = rootfs.to_vec();
-    // Nobody waits for it.
-    drop(tokio::task::spawn_blocking(move || rootfs::begin_to_read(&mounts, &program, &path)));
 }
 
 /// Waits, unless somebody wants us to end.

@@ -12,6 +12,7 @@ use crate::error::ReadError;
 use crate::layer::{Layer, LayerId};
 use crate::source::SourceError;
 use crate::sources::AttachedSource;
+use crate::start::Rank;
 
 /// What became of a span whose bytes the pool had.
 #[derive(Debug)]
@@ -37,7 +38,25 @@ impl Engine {
             }
             let batch = board.number();
             for (span, demand) in wanted {
-                board.want(layer, *span, *demand, batch, now, out);
+                // What a program needs has its place in the order of that; who waits for its bytes does not change it.
+                let order = if *demand == Demand::Trace { u64::MAX } else { batch };
+                board.want(layer, *span, *demand, order, now, out);
+            }
+        });
+    }
+
+    /// Has spans fetched that a program is going to need, in the order of their ranks; what is only likely comes as all that is expected does.
+    pub(crate) fn want_in_order(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        wanted: &[(usize, Demand)],
+        rank: Rank,
+    ) {
+        self.on_board(|board, now, out| {
+            let batch = board.number();
+            for (span, demand) in wanted {
+                let order = if *demand == Demand::Trace { rank.order() } else { batch };
+                board.want(layer, *span, *demand, order, now, out);
             }
         });
     }
@@ -136,7 +155,9 @@ impl Inner {
             let expected = demand == Demand::ReadAhead;
             // What the background is bringing is left to it: were that all counted as expected, nothing else would be admitted before it has come.
             let comes = expected && !matches!(wish.phase, Phase::Queued);
-            if !comes && (demand < wish.demand || (expected && demand == wish.demand)) {
+            let earlier =
+                demand == Demand::Trace && order < wish.order && matches!(wish.phase, Phase::Queued);
+            if !comes && (demand < wish.demand || (demand == wish.demand && (expected || earlier))) {
                 self.raise(layer, span, demand, order, out);
             }
             return;

@@ -10,7 +10,7 @@ use crate::elf;
 use crate::layer::Layer;
 use crate::python;
 use crate::stack::Stack;
-use crate::start::Step;
+use crate::start::{Rank, Step};
 use crate::waiting::Wanted;
 
 impl Layer {
@@ -49,7 +49,7 @@ impl Layer {
     }
 
     /// Has a part of a file fetched, which is going to be read soon.
-    pub(crate) fn fetch_soon(self: &Arc<Self>, inode: &Inode, part: &Range<u64>, demand: Demand) {
+    pub(crate) fn fetch_soon(self: &Arc<Self>, inode: &Inode, part: &Range<u64>, demand: Demand, rank: Rank) {
         let Some(file) = &inode.tar_range else { return };
         let place = file.start.saturating_add(part.start)..file.start.saturating_add(part.end).min(file.end);
         let Some(tar) = self.tar_of(&place).filter(|tar| !tar.is_empty() && tar.end <= self.tar_size) else {
@@ -65,7 +65,7 @@ impl Layer {
             self.ahead.lock().made(new);
         }
         if !missing.is_empty() {
-            self.engine.want(self, &missing);
+            self.engine.want_in_order(self, &missing, rank);
         }
     }
 

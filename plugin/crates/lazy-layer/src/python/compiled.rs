@@ -64,6 +64,12 @@ pub(super) fn version(head: &[u8]) -> Option<&'static Version> {
     VERSIONS.iter().find(|version| version.magic == magic)
 }
 
+/// What CPython 3.`minor` puts into the names of compiled files.
+pub(super) fn tag(minor: &str) -> Option<&'static str> {
+    let mut tags = VERSIONS.iter().map(|version| version.tag);
+    tags.find(|tag| tag.strip_prefix("cpython-3").is_some_and(|of| of == minor))
+}
+
 pub(super) fn module(bytes: &[u8]) -> Option<Module> {
     let version = version(bytes)?;
     let Value::Code(code) = Reader::new(bytes.get(HEADER..)?, version.layout).value()? else { return None };

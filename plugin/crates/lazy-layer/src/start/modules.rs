@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Step, Walk};
+use super::{Rank, Step, Walk};
 use crate::layer::MAX_READ;
+use crate::python;
 use crate::python::{Import, Module};
-use crate::stack::{Directory, Entry, Found, Stack};
+use crate::stack::{Directory, Entry, Found, Path, Stack, names};
 
 /// Directories that packages begin in.
 const MAX_ROOTS: usize = 16;
@@ -19,9 +20,6 @@ const MAX_PLACES: usize = 8192;
 const BELOW: [&[u8]; 3] = [b"lib-dynload", b"site-packages", b"dist-packages"];
 const CACHE: &[u8] = b"__pycache__";
 const PACKAGE: &[u8] = b"__init__";
-
-/// A directory's path, name for name.
-type Path = Vec<Vec<u8>>;
 
 /// What is known of the modules of an image. Some hundred kilobytes at most.
 #[derive(Debug, Default)]
@@ -71,7 +69,7 @@ impl Walk {
     pub(super) fn imports(self: &Arc<Self>, found: &Found, module: &Module) {
         let directory = match &module.source {
             Some(source) => Some(directory_of(source)),
-            None => found.directory.clone(),
+            None => found.directory().map(<[_]>::to_vec),
         };
         {
             let mut modules = self.stack.modules.lock();
@@ -80,34 +78,42 @@ impl Walk {
         if let Some(directory) = &directory {
             self.learn_root(directory);
         }
-        for import in &module.imports {
-            self.import(directory.as_ref(), import);
+        self.import_all(directory.as_ref(), &module.imports, found.rank);
+    }
+
+    /// Asks for what is imported, one after the other.
+    pub(super) fn import_all(self: &Arc<Self>, directory: Option<&Path>, imports: &[Import], rank: Rank) {
+        for (number, import) in imports.iter().enumerate() {
+            self.import(directory, import, rank.within(number, imports.len()));
         }
     }
 
-    fn import(self: &Arc<Self>, directory: Option<&Path>, import: &Import) {
+    fn import(self: &Arc<Self>, directory: Option<&Path>, import: &Import, rank: Rank) {
         let Some(bases) = self.bases(directory, import.level) else { return };
         let names: Vec<&[u8]> =
             import.module.split(|byte| *byte == b'.').filter(|name| !name.is_empty()).collect();
+        let count = names.len().saturating_add(import.names.len());
+        let mut ranks = (0..count).map(|number| rank.within(number, count));
         // Where the first is decides; the others are below it.
-        let Some(mut package) = self.base(&bases, names.first().copied()) else { return };
-        for name in names {
-            if !matches!(self.place(&package, name), Place::Package | Place::Directory) {
+        let first = rank.within(0, count);
+        let Some(mut package) = self.base(&bases, names.first().copied(), first) else { return };
+        for (name, rank) in names.into_iter().zip(&mut ranks) {
+            if !matches!(self.place(&package, name, rank), Place::Package | Place::Directory) {
                 return;
             }
             package.push(name.to_vec());
         }
-        for name in &import.names {
-            self.place(&package, name);
+        for (name, rank) in import.names.iter().zip(ranks) {
+            self.place(&package, name, rank);
         }
     }
 
     /// Where the first name of an import is: a directory without a sign that it is a package counts only where there is nothing better.
-    fn base(self: &Arc<Self>, bases: &[Path], name: Option<&[u8]>) -> Option<Path> {
+    fn base(self: &Arc<Self>, bases: &[Path], name: Option<&[u8]>, rank: Rank) -> Option<Path> {
         let Some(name) = name else { return bases.first().cloned() };
         let mut directory = None;
         for base in bases {
-            match self.place(base, name) {
+            match self.place(base, name, rank) {
                 Place::Nothing => {}
                 Place::Directory => directory = directory.or(Some(base)),
                 Place::Module | Place::Package => return Some(base.clone()),
@@ -126,7 +132,7 @@ impl Walk {
     }
 
     /// What a name stands for in a directory; a module, and what a package is begun with, is asked for when it is met first.
-    fn place(self: &Arc<Self>, directory: &Path, name: &[u8]) -> Place {
+    fn place(self: &Arc<Self>, directory: &Path, name: &[u8], rank: Rank) -> Place {
         let key = (directory.clone(), name.to_vec());
         let tag = {
             let modules = self.stack.modules.lock();
@@ -136,7 +142,7 @@ impl Walk {
             modules.tag
         };
         let place = match self.stack.directory(directory) {
-            Some(entries) => self.look(directory, &entries, name, tag),
+            Some(entries) => self.look(directory, &entries, name, tag, rank),
             None => Place::Nothing,
         };
         let mut modules = self.stack.modules.lock();
@@ -154,6 +160,7 @@ impl Walk {
         entries: &Directory,
         name: &[u8],
         tag: Option<&str>,
+        rank: Rank,
     ) -> Place {
         let below = match entries.entry(name) {
             Some(Entry::Directory(below)) => Some(below),
@@ -162,11 +169,11 @@ impl Walk {
         if let Some(below) = &below {
             let mut path = directory.clone();
             path.push(name.to_vec());
-            if self.visit_module(&path, below, PACKAGE, tag) {
+            if self.visit_module(&path, below, PACKAGE, tag, rank) {
                 return Place::Package;
             }
         }
-        if self.visit_module(directory, entries, name, tag) {
+        if self.visit_module(directory, entries, name, tag, rank) {
             return Place::Module;
         }
         below.map_or(Place::Nothing, |_| Place::Directory)
@@ -179,9 +186,10 @@ impl Walk {
         entries: &Directory,
         name: &[u8],
         tag: Option<&str>,
+        rank: Rank,
     ) -> bool {
         let visit = |from: &[Vec<u8>], file: &[u8], form: Option<Form>| {
-            self.stack.file(from, file).is_some_and(|found| {
+            self.stack.file(from, file, rank).is_some_and(|found| {
                 match form {
                     Some(form) if self.takes(&found) => self.module(&found, form),
                     Some(_) => {}
@@ -230,11 +238,42 @@ impl Walk {
             root.pop();
             roots.push(root);
         }
-        roots.retain(|root| self.stack.directory(root).is_some());
-        let mut modules = modules.lock();
+        self.add_roots(roots);
+    }
+
+    /// Asks for what an interpreter imports before it runs anything, wherever that is not in itself.
+    pub(super) fn begin_python(self: &Arc<Self>, path: &[u8], rank: Rank) {
+        self.learn_interpreter(path);
+        self.import_all(None, &python::first_imports(), rank);
+    }
+
+    /// Remembers where an interpreter looks, which is said by its own name and by the directories beside the one that it is in
+    /// (`Modules/getpath.py`; Debian's are in its Python policy, 2.3): those of the name as given, which may belong to a virtual environment, and of the file.
+    fn learn_interpreter(&self, path: &[u8]) {
+        let Some(file) = self.stack.file(&[], path, Rank::default()) else { return };
+        let Some((tag, version)) = file.name().and_then(python::release) else { return };
+        self.stack.modules.lock().tag = Some(tag);
+        let given: Path = names(path).collect();
+        for place in [Some(given.as_slice()), file.path.as_deref()].into_iter().flatten() {
+            let Some(prefix) = place.len().checked_sub(2).and_then(|len| place.get(..len)) else { continue };
+            let below =
+                |path: &str| -> Path { prefix.iter().cloned().chain(names(path.as_bytes())).collect() };
+            let own = format!("lib/{version}");
+            let roots = ["", "/lib-dynload", "/site-packages", "/dist-packages"];
+            let roots = roots.map(|name| below(&format!("{own}{name}")));
+            let debian = [format!("local/{own}/dist-packages"), "lib/python3/dist-packages".to_owned()];
+            self.add_roots(roots.into_iter().chain(debian.map(|path| below(&path))));
+        }
+    }
+
+    /// Remembers those of these directories that there are.
+    pub(super) fn add_roots(&self, roots: impl IntoIterator<Item = Path>) {
         for root in roots {
-            if modules.roots.len() < MAX_ROOTS && !modules.roots.contains(&root) {
-                modules.roots.push(root);
+            if !root.is_empty() && self.stack.directory(&root).is_some() {
+                let mut modules = self.stack.modules.lock();
+                if modules.roots.len() < MAX_ROOTS && !modules.roots.contains(&root) {
+                    modules.roots.push(root);
+                }
             }
         }
     }

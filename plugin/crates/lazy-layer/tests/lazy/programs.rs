@@ -2,11 +2,11 @@
 //! compiles and imports.
 
 use std::collections::BTreeSet;
-use std::process::Command;
+use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lazy_layer::BlobSource;
+use lazy_layer::{BlobSource, Command};
 
 use crate::bed::{Bed, Fault, PATIENCE, Source, ask, asked_for, nid, spans_of};
 use crate::making::{Made, Random, Shape, append};
@@ -16,7 +16,7 @@ const PROGRAM: &str = "/bin/ls";
 
 /// Libraries of the program as `ldd` prints them: the name that is asked for, and the file.
 fn libraries() -> Vec<String> {
-    let out = Command::new("ldd").arg(PROGRAM).output().unwrap();
+    let out = process::Command::new("ldd").arg(PROGRAM).output().unwrap();
     assert!(out.status.success());
     let text = String::from_utf8(out.stdout).unwrap();
     let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
@@ -271,7 +271,7 @@ const KNOWN: &str = "known.py";
 const PACKAGES: &str = "usr/lib/python3";
 
 fn python(script: &str, arguments: &[&str]) -> String {
-    let out = Command::new("python3").args(["-S", "-c", script]).args(arguments).output().unwrap();
+    let out = process::Command::new("python3").args(["-S", "-c", script]).args(arguments).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
@@ -312,22 +312,163 @@ fn modules(as_source: bool) -> (Vec<(String, Vec<u8>)>, BTreeSet<String>) {
     (files, imported.collect())
 }
 
+/// An application with a script that begins it above, the packages that it stands on below.
+fn application(
+    random: &mut Random,
+    files: &[(String, Vec<u8>)],
+    script: (&str, &str),
+    links: &[(&str, &str)],
+) -> (Made, Made) {
+    let (mut above, mut below): (Vec<_>, Vec<_>) =
+        files.iter().cloned().partition(|(name, _)| name.contains("/app/"));
+    above.push((script.0.to_owned(), script.1.as_bytes().to_vec()));
+    let version = python("import sys; print('%d.%d' % sys.version_info[:2])", &[]);
+    below.push((format!("usr/bin/python{}", version.trim()), b"an interpreter".to_vec()));
+    below.push(("usr/bin/env".to_owned(), b"runs what follows".to_vec()));
+    let mut packed = |files: &[(String, Vec<u8>)], links: &[(&str, &str)]| -> Made {
+        let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect();
+        layer(random, &files, links)
+    };
+    (packed(&above, &[]), packed(&below, links))
+}
+
+/// Waits until all that is imported was asked for, and looks that nothing else of the application was.
+fn only_imported_is_asked_for(imported: &BTreeSet<String>, layers: [(&Made, &Source); 2]) {
+    let spans = |made: &Made, names: &dyn Fn(&str) -> bool| -> BTreeSet<u32> {
+        let files = made.files.iter().map(|(name, _)| name).filter(|name| names(name));
+        files.flat_map(|name| spans_of(made, name)).collect()
+    };
+    for (made, source) in layers {
+        let needed = spans(made, &|name| imported.contains(name));
+        wait_until("a module was not asked for", || needed.is_subset(&asked(made, source)));
+    }
+    for (made, source) in layers {
+        let never = spans(made, &|name| name.contains("unused") || name.ends_with("other.py"));
+        assert!(never.is_disjoint(&asked(made, source)), "what nobody imports was asked for");
+    }
+}
+
+fn words(words: &[&str]) -> Vec<Vec<u8>> {
+    words.iter().map(|word| word.as_bytes().to_vec()).collect()
+}
+
+#[test]
+fn what_a_command_line_has_python_run_comes_ahead() {
+    let interpreter =
+        python("import os, sys; print(os.path.basename(os.path.realpath(sys.executable)))", &[]);
+    let links = [("usr/bin/python3", interpreter.trim())];
+    for as_source in [false, true] {
+        let (files, imported) = modules(as_source);
+        for line in [
+            &["python3", "-uc", "import sys; import app; print(app)"][..],
+            &["env", "-i", "A=b", "python3", "-X", "dev", "-mapp"],
+            &["/usr/bin/python3", "main.py", "-c", "import app.unused"],
+            &["./run", "app.unused"],
+        ] {
+            let mut random = Random::seeded("what_a_command_line_has_python_run_comes_ahead");
+            let script = match line {
+                ["./run", ..] => ("srv/run", "#!/usr/bin/env python3\nimport app\n"),
+                _ => ("srv/main.py", "import app\n"),
+            };
+            let (upper, lower) = application(&mut random, &files, script, &links);
+            let bed = Bed::new();
+            let (low, low_source, _low) = bed.lazy(&lower);
+            let (up, up_source, _up) = bed.lazy(&upper);
+            let command = Command { words: words(line), directory: b"/srv".to_vec(), path: None };
+            bed.store.runs(&[Arc::clone(&up), Arc::clone(&low)], command);
+            only_imported_is_asked_for(&imported, [(&upper, &up_source), (&lower, &low_source)]);
+        }
+    }
+}
+
+#[test]
+fn files_that_a_command_line_names_come_ahead() {
+    let mut random = Random::seeded("files_that_a_command_line_names_come_ahead");
+    let names = ["opt/bin/start", "usr/bin/start", "srv/list", "etc/own.conf", "opt/bin/list", "srv/-v"];
+    let contents = names.map(|name| (name, random.bytes(10_000)));
+    let made = layer(&mut random, &contents, &[]);
+    let bed = Bed::new();
+    let (layer, source, _attached) = bed.lazy(&made);
+    let command = Command {
+        words: words(&["nice", "start", "--", "no-such", "-v", "list", "/srv/../etc/own.conf"]),
+        directory: b"/srv".to_vec(),
+        path: Some(b"/bin:/opt/bin:/usr/bin".to_vec()),
+    };
+    bed.store.runs(&[Arc::clone(&layer)], command);
+    let spans =
+        |names: &[&str]| -> BTreeSet<u32> { names.iter().flat_map(|name| spans_of(&made, name)).collect() };
+    // `nice` is not in the image: nothing tells that what follows is a program.
+    let named = spans(&["srv/list", "etc/own.conf"]);
+    wait_until("a file was not asked for", || named.is_subset(&asked(&made, &source)));
+    let others = spans(&["opt/bin/start", "usr/bin/start", "opt/bin/list", "srv/-v"]);
+    assert!(others.is_disjoint(&asked(&made, &source)));
+
+    let command = Command {
+        words: words(&["start", "list"]),
+        directory: b"/".to_vec(),
+        path: Some(b"/bin:/opt/bin:/usr/bin".to_vec()),
+    };
+    let bed = Bed::new();
+    let (layer, source, _attached) = bed.lazy(&made);
+    bed.store.runs(&[Arc::clone(&layer)], command);
+    let named = spans(&["opt/bin/start", "opt/bin/list"]);
+    wait_until("a program was not asked for", || named.is_subset(&asked(&made, &source)));
+    assert!(spans(&["usr/bin/start", "srv/list"]).is_disjoint(&asked(&made, &source)));
+}
+
+#[test]
+fn what_is_run_first_comes_first() {
+    let mut random = Random::seeded("what_is_run_first_comes_first");
+    let interpreter =
+        python("import os, sys; print(os.path.basename(os.path.realpath(sys.executable)))", &[]);
+    let later: Vec<String> = (0..12).map(|number| format!("later_{number}")).collect();
+    let paths: Vec<String> = later.iter().map(|name| format!("srv/{name}.py")).collect();
+    let program = format!("usr/bin/{}", interpreter.trim());
+    let mut files: Vec<(&str, Vec<u8>)> = vec![
+        (&program, b"an interpreter".to_vec()),
+        ("srv/first.py", b"import below\n".to_vec()),
+        ("srv/below.py", b"import deep\n".to_vec()),
+        ("srv/deep.py", b"deep = True\n".to_vec()),
+    ];
+    files.extend(paths.iter().map(|path| (path.as_str(), b"later = True\n".to_vec())));
+    let made = layer(&mut random, &files, &[]);
+    // One request at a time, each long enough for what it brings to be looked at.
+    let bed = Bed::with(|options| options.max_connections_per_host = 1);
+    let layer = bed.create(&made);
+    let source = Source::with(&made.blob, Fault::Delay(Duration::from_millis(30)));
+    let _attached = layer.attach(Arc::clone(&source) as Arc<dyn BlobSource>);
+    let code = format!("import first, {}", later.join(", "));
+    bed.store.runs(
+        &[Arc::clone(&layer)],
+        Command {
+            words: words(&[interpreter.trim(), "-c", &code]),
+            directory: b"/srv".to_vec(),
+            path: Some(b"/usr/bin".to_vec()),
+        },
+    );
+    let all: BTreeSet<u32> = paths.iter().flat_map(|path| spans_of(&made, path)).collect();
+    wait_until("a module was not asked for", || all.is_subset(&asked(&made, &source)));
+    let place = |name: &str| {
+        let span = made.ztoc.spans.span(ztoc::SpanId(*spans_of(&made, name).start())).unwrap();
+        let holds = |range: &std::ops::Range<u64>| {
+            range.start <= span.compressed.start.0 && range.end >= span.compressed.end.0
+        };
+        source.asked.lock().iter().position(holds).unwrap()
+    };
+    for name in ["srv/below.py", "srv/deep.py"] {
+        assert!(place(name) < place("srv/later_8.py"), "{name}: {} {}", place(name), place("srv/later_8.py"));
+    }
+    assert!(place("srv/later_1.py") < place("srv/later_11.py"));
+}
+
 #[test]
 fn modules_come_ahead_of_their_imports() {
     for as_source in [false, true] {
         let mut random = Random::seeded("modules_come_ahead_of_their_imports");
         let (files, imported) = modules(as_source);
         assert!(imported.len() >= 10, "{imported:?}");
-        // The application is above what it stands on.
-        let (above, below): (Vec<_>, Vec<_>) =
-            files.iter().cloned().partition(|(name, _)| name.contains("/app/"));
-        let mut packed = |files: &[(String, Vec<u8>)]| -> Made {
-            let files: Vec<_> =
-                files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect();
-            layer(&mut random, &files, &[])
-        };
-        let script = ("usr/bin/application".to_owned(), b"#!/usr/bin/python3 -u\nimport app\n".to_vec());
-        let (upper, lower) = (packed(&[above, vec![script]].concat()), packed(&below));
+        let script = ("usr/bin/application", "#!/usr/bin/python3 -u\nimport app\n");
+        let (upper, lower) = application(&mut random, &files, script, &[]);
 
         let bed = Bed::new();
         let (low, low_source, _low) = bed.lazy(&lower);
@@ -339,18 +480,6 @@ fn modules_come_ahead_of_their_imports() {
         ask(&low, nid(&low, &begins("known").unwrap().0), 0, 4096).wait().unwrap();
         let begin = begins("/app/__pycache__/__init__").map_or("usr/bin/application", |(name, _)| name);
         ask(&up, nid(&up, begin), 0, 4096).wait().unwrap();
-        let spans = |made: &Made, names: &dyn Fn(&str) -> bool| -> BTreeSet<u32> {
-            let files = made.files.iter().map(|(name, _)| name).filter(|name| names(name));
-            files.flat_map(|name| spans_of(made, name)).collect()
-        };
-        let layers = [(&upper, &up_source), (&lower, &low_source)];
-        for (made, source) in layers {
-            let needed = spans(made, &|name| imported.contains(name));
-            wait_until("a module was not asked for", || needed.is_subset(&asked(made, source)));
-        }
-        for (made, source) in layers {
-            let never = spans(made, &|name| name.contains("unused") || name.ends_with("other.py"));
-            assert!(never.is_disjoint(&asked(made, source)), "what nobody imports was asked for");
-        }
+        only_imported_is_asked_for(&imported, [(&upper, &up_source), (&lower, &low_source)]);
     }
 }
