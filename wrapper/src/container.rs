@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::snapshots::{
-    MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
 };
 use containerd_client::services::v1::{Container, CreateContainerRequest, DeleteContainerRequest};
 use containerd_client::types::Mount;
@@ -31,7 +31,7 @@ impl Snapshot {
     /// Makes a writable snapshot on top of `parent` (a chain ID; empty for none).
     ///
     /// # Errors
-    /// There is one with that key, or the snapshotter refuses.
+    /// There is one with that key, there is no `parent` ([`StoreError::is_not_found`]), or the snapshotter refuses.
     pub(crate) async fn prepare(
         &self,
         containerd: &Containerd,
@@ -72,23 +72,6 @@ impl Snapshot {
         let mut client = containerd.snapshots_client();
         let call = client.mounts(containerd.request(request));
         Ok(containerd.call("mounts of snapshot", &self.key, call).await?.mounts)
-    }
-
-    /// Whether it is there.
-    ///
-    /// # Errors
-    /// The snapshotter does not answer.
-    pub(crate) async fn exists(&self, containerd: &Containerd) -> Result<bool, StoreError> {
-        let request = StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: self.key.clone() };
-        let found = rejoined(containerd, &self.snapshotter, async || {
-            let mut client = containerd.snapshots_client();
-            containerd.call("snapshot", &self.key, client.stat(containerd.request(request.clone()))).await
-        });
-        match found.await {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// Removes it; one that is gone is no error.

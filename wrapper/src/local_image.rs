@@ -1,5 +1,6 @@
 //! An image as containerd has it: its manifests and configs, read from the content store.
 
+use bytes::Bytes;
 use oci_registry::Reference;
 use oci_registry::platform::{self, Platform};
 use oci_spec::image::{Descriptor, Digest, ImageConfiguration};
@@ -22,8 +23,23 @@ pub(crate) struct LocalImage {
     /// The manifest's descriptor.
     pub(crate) descriptor: Descriptor,
     pub(crate) manifest: Manifest,
+    /// The config's JSON.
+    config: Bytes,
     /// Layers with their chain IDs, lowest first.
     pub(crate) layers: Vec<Layer>,
+}
+
+impl LocalImage {
+    /// The whole config, for who wants to run it.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(crate) fn configuration(&self) -> Result<ImageConfiguration, LocalImageError> {
+        ImageConfiguration::from_reader(&*self.config).map_err(|source| LocalImageError::Config {
+            digest: self.manifest.config.digest().clone(),
+            source,
+        })
+    }
 }
 
 /// Why an image in containerd cannot be used.
@@ -116,20 +132,6 @@ pub(crate) async fn all_platforms(
     Ok(found)
 }
 
-/// The config of an image, for who wants to run it.
-///
-/// # Errors
-/// It is not there, or is none.
-pub(crate) async fn config(
-    containerd: &Containerd,
-    manifest: &Manifest,
-) -> Result<ImageConfiguration, LocalImageError> {
-    let digest = manifest.config.digest();
-    let bytes = containerd.content().read_all(digest, MAX_SIZE).await?;
-    ImageConfiguration::from_reader(&*bytes)
-        .map_err(|source| LocalImageError::Config { digest: digest.clone(), source })
-}
-
 /// The platforms of the image that a command line asks for: all, the given ones, or the host's. Each manifest once.
 ///
 /// # Errors
@@ -177,9 +179,9 @@ async fn load(
     descriptor: Descriptor,
     manifest: Manifest,
 ) -> Result<LocalImage, LocalImageError> {
-    let bytes = containerd.content().read_all(manifest.config.digest(), MAX_SIZE).await?;
-    let config = Config::parse(manifest.config.digest(), &bytes)?;
-    let platform = descriptor.platform().as_ref().map_or_else(|| config.platform(), Platform::from);
-    let layers = manifest.chain(descriptor.digest(), &config)?;
-    Ok(LocalImage { platform, descriptor, manifest, layers })
+    let config = containerd.content().read_all(manifest.config.digest(), MAX_SIZE).await?;
+    let parsed = Config::parse(manifest.config.digest(), &config)?;
+    let platform = descriptor.platform().as_ref().map_or_else(|| parsed.platform(), Platform::from);
+    let layers = manifest.chain(descriptor.digest(), &parsed)?;
+    Ok(LocalImage { platform, descriptor, manifest, config, layers })
 }

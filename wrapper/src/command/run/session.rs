@@ -81,13 +81,13 @@ impl<'a> Session<'a> {
         source: &Source,
         request: Request,
     ) -> Result<Option<ExitStatus>, Error> {
-        let lease = self.context.containerd().leases().create(LEASE).await?;
+        // What is only read needs no lease.
+        let leases = self.context.containerd().leases();
+        let (lease, image) = tokio::join!(leases.create(LEASE), self.image(source));
+        let lease = lease?;
         let containerd = self.context.containerd().with_lease(&lease);
         self.lease = Some(lease);
-        let image = match source {
-            Source::Image(name) => Some(self.image(&containerd, name).await?),
-            _ => None,
-        };
+        let image = image?;
         let rootfs = match &image {
             Some(image) => self.snapshot(&containerd, image).await?,
             None => Vec::new(),
@@ -117,44 +117,56 @@ impl<'a> Session<'a> {
         container::create(&containerd, new).await?;
         self.container = true;
         // Asked once more, as ctr does: now that the container is recorded, a lazy snapshotter can see what it is going to run.
-        let rootfs = match &self.snapshot {
-            Some(snapshot) => snapshot.rootfs(&containerd).await?,
-            None => rootfs,
+        let snapshot = self.snapshot.clone();
+        let mounts = async {
+            match &snapshot {
+                Some(snapshot) => snapshot.rootfs(&containerd).await,
+                None => Ok(rootfs),
+            }
         };
-        self.end_lease().await;
-        self.process(rootfs).await
+        let (rootfs, ()) = tokio::join!(mounts, self.end_lease());
+        self.process(rootfs?).await
     }
 
-    async fn image(&mut self, containerd: &Containerd, name: &str) -> Result<RunImage, Error> {
+    async fn image(&self, source: &Source) -> Result<Option<RunImage>, Error> {
+        let Source::Image(name) = source else { return Ok(None) };
+        let containerd = self.context.containerd();
         let record = local_image::find(containerd, name).await?;
         let host = Platform::host();
         let wanted = self.args.platform.as_ref().unwrap_or(&host);
         let local = local_image::for_platform(containerd, &record, wanted).await.map_err(Error::command)?;
-        let config = local_image::config(containerd, &local.manifest).await.map_err(Error::command)?;
-        Ok(RunImage { record, local, config })
+        let config = local.configuration().map_err(Error::command)?;
+        Ok(Some(RunImage { record, local, config }))
     }
 
     /// The container's own snapshot, on the image's, which is unpacked first where it is not.
     async fn snapshot(&mut self, containerd: &Containerd, image: &RunImage) -> Result<Vec<Mount>, Error> {
         let snapshotter = &self.args.snapshotter;
         let parent = image.local.layers.last().map(|layer| layer.chain_id.to_string()).unwrap_or_default();
-        let top = Snapshot { snapshotter: snapshotter.clone(), key: parent.clone() };
-        if !parent.is_empty() && !top.exists(containerd).await? {
-            let unpacker = Unpacker::new(containerd.clone(), snapshotter);
-            let unpacked =
-                or_end(&mut self.signals, unpack(&unpacker, &image.local)).await.and_then(|done| done);
-            if let Err(error) = unpacked {
-                unpacker.abandon().await;
-                return Err(error);
-            }
-            let held = Labels::from([(labels::gc_ref_snapshot(snapshotter), parent.clone())]);
-            containerd.content().set_labels(image.local.manifest.config.digest(), held).await?;
-        }
         let own = Snapshot { snapshotter: snapshotter.clone(), key: self.id.clone() };
-        let labels = self.args.snapshotter_label.iter().cloned().collect();
-        let mounts = own.prepare(containerd, &parent, labels).await?;
+        let labels: HashMap<String, String> = self.args.snapshotter_label.iter().cloned().collect();
+        let mounts = match own.prepare(containerd, &parent, labels.clone()).await {
+            Err(error) if error.is_not_found() && !parent.is_empty() => {
+                self.unpack(containerd, image, parent.clone()).await?;
+                own.prepare(containerd, &parent, labels).await?
+            }
+            prepared => prepared?,
+        };
         self.snapshot = Some(own);
         Ok(mounts)
+    }
+
+    async fn unpack(&mut self, containerd: &Containerd, image: &RunImage, top: String) -> Result<(), Error> {
+        let snapshotter = &self.args.snapshotter;
+        let unpacker = Unpacker::new(containerd.clone(), snapshotter);
+        let unpacked = or_end(&mut self.signals, unpack(&unpacker, &image.local)).await.and_then(|done| done);
+        if let Err(error) = unpacked {
+            unpacker.abandon().await;
+            return Err(error);
+        }
+        let held = Labels::from([(labels::gc_ref_snapshot(snapshotter), top)]);
+        containerd.content().set_labels(image.local.manifest.config.digest(), held).await?;
+        Ok(())
     }
 
     async fn user(
@@ -274,12 +286,16 @@ impl<'a> Session<'a> {
             if let Some(task) = &self.task {
                 outcome = outcome.and(task.abandon().await);
             }
-            if self.container {
-                outcome = outcome.and(container::delete(containerd, &self.id).await);
-            }
-            if let Some(snapshot) = &self.snapshot {
-                outcome = outcome.and(snapshot.remove(containerd).await);
-            }
+            let container =
+                async { if self.container { container::delete(containerd, &self.id).await } else { Ok(()) } };
+            let snapshot = async {
+                match &self.snapshot {
+                    Some(snapshot) => snapshot.remove(containerd).await,
+                    None => Ok(()),
+                }
+            };
+            let (container, snapshot) = tokio::join!(container, snapshot);
+            outcome = outcome.and(container).and(snapshot);
         }
         self.end_lease().await;
         Ok(outcome?)
