@@ -37,7 +37,7 @@ const AGAIN: [Row; 3] = [
     },
     Row {
         key: "find",
-        title: "python: `find` over the whole tree, second run",
+        title: "python: `find` over the whole tree, second to sixth run",
         goal: Some(1.0),
         fuse_goal: Some(1.5),
     },
