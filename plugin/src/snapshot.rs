@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 mod backend;
 mod clean;
+mod error;
 pub mod filter;
 pub mod labels;
 mod outcomes;
@@ -32,6 +33,7 @@ pub use backend::{
     Asked, Attempt, Backend, Below, Directories, FrontEnd, KeptLayer, LazyMount, Look, Sight, Slot,
 };
 pub use clean::CleanError;
+pub use error::SnapshotError;
 pub use outcomes::{Outcome, Outcomes, Setback};
 pub use record::{Id, Kind, Labels, LazyRecord, Moment, Named, Record, Usage};
 pub use restore::Restored;
@@ -62,45 +64,6 @@ pub struct Options {
     pub cleanups: usize,
     /// What the kernel wants to hear.
     pub overlay: OverlayOptions,
-}
-
-/// Why a verb did not do as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// The store's answer.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A filter that cannot be understood.
-    #[error(transparent)]
-    Filter(#[from] filter::FilterError),
-    /// The layer is here already, or has just come: containerd need not unpack it. Not a failure.
-    #[error("target snapshot {target:?}: already exists")]
-    Prepared {
-        /// Its chain ID.
-        target: String,
-    },
-    /// A lazily loaded layer in the chain is not mounted.
-    #[error("layer {id:?} unavailable")]
-    Unavailable {
-        /// Number of its snapshot.
-        id: String,
-    },
-    /// The layer's directory is in a state that nobody knows.
-    #[error("mount layer: {0}")]
-    Stuck(String),
-    /// A file operation failed.
-    #[error("{operation} {}", path.display())]
-    File {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The work was dropped because the daemon ends.
-    #[error("the daemon is stopping")]
-    Stopping,
 }
 
 #[derive(Debug)]
