@@ -14,7 +14,8 @@ use containerd_client::services::v1::{
 use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
 use oci_spec::image::{Descriptor, Digest};
-use soci_index::digest_of;
+use sha2::{Digest as _, Sha256};
+use soci_index::digest_from;
 
 pub use self::writer::{ContentWriter, OpenedWriter};
 use crate::containerd::Containerd;
@@ -92,24 +93,26 @@ impl ContentStore {
     pub async fn read_all(&self, digest: &Digest, limit: u64) -> Result<Bytes, StoreError> {
         // To its end: its digest says whether that is all of it, and containerd need not be asked how long it is.
         let mut stream = std::pin::pin!(self.read(digest, 0..0).await?);
-        let mut bytes = BytesMut::new();
+        let (mut bytes, mut hash) = (BytesMut::new(), Sha256::new());
         while let Some(piece) = stream.next().await {
-            bytes.extend_from_slice(&piece?);
+            let piece = piece?;
+            // While containerd reads the next one.
+            hash.update(&piece);
+            bytes.extend_from_slice(&piece);
             let size = bytes.len() as u64;
             if size > limit {
                 let size = self.info(digest).await?.map_or(size, |info| info.size);
                 return Err(StoreError::TooLarge { digest: digest.to_string(), size, limit });
             }
         }
-        let bytes = bytes.freeze();
-        let found = digest_of(&bytes);
+        let found = digest_from(hash.finalize().into());
         if found != *digest {
             return Err(StoreError::Mismatch {
                 digest: digest.to_string(),
                 what: format!("they hash to {found}"),
             });
         }
-        Ok(bytes)
+        Ok(bytes.freeze())
     }
 
     /// Exactly these bytes of a blob; nothing is checked but their number.
