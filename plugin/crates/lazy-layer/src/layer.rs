@@ -7,6 +7,7 @@ mod slot;
 mod status;
 mod sweep;
 mod whole;
+mod write_out;
 
 use std::fs::File;
 use std::ops::Range;
@@ -46,6 +47,7 @@ pub use status::{Completeness, LayerStatus};
 use sweep::Sweep;
 pub(crate) use whole::Scanned;
 use whole::Whole;
+use write_out::WriteOut;
 
 /// How a read is answered, once, on whatever thread has the bytes.
 pub type Reply = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
@@ -90,6 +92,7 @@ pub struct Layer {
     /// Spans that are not here.
     missing: AtomicUsize,
     whole: Whole,
+    write_out: WriteOut,
 }
 
 /// Keeps a source attached to a layer; dropping it detaches the source and stops what is being fetched from it.
@@ -136,6 +139,7 @@ impl Layer {
             completeness: watch::Sender::new(Completeness::Incomplete),
             missing: AtomicUsize::new(missing),
             whole: Whole::new(checked),
+            write_out: WriteOut::default(),
         }
     }
 
@@ -473,6 +477,9 @@ impl Layer {
         for _ in 0..SETTLING {
             let records = self.states.records();
             sync::data(&self.file)?;
+            if self.write_out.has_failed() {
+                return Err(std::io::Error::other("what was written before is not on the disk"));
+            }
             if self.states.mark_clean(records)? {
                 break;
             }

@@ -49,6 +49,7 @@ impl Layer {
             self.missing.fetch_sub(1, Ordering::AcqRel);
             self.judge();
         }
+        self.write_out(row.tar_len());
         Ok(())
     }
 
