@@ -109,7 +109,7 @@ tables! {
         debug "debug": Bool = false;
         /// Accepted for upstream's sake, with a warning: what a container reads is always verified.
         disable_verification "disable_verification": Bool = false;
-        /// Requests to registries at the same time, for the whole daemon (0: no limit, negative: 100).
+        /// Requests to registries at the same time, for the whole daemon (0 or negative: no limit).
         max_concurrency "max_concurrency": Int(ANY) = 100;
         /// Turns metrics off.
         no_prometheus "no_prometheus": Bool = false;
@@ -163,8 +163,8 @@ tables! {
         min_wait_msec "blob.min_wait_msec": Int(NATURAL) = 0;
         /// Milliseconds before a retry at most (0: 5000).
         max_wait_msec "blob.max_wait_msec": Int(NATURAL) = 0;
-        /// Further downloads of a span that did not match its digest (negative: 3).
-        max_span_verification_retries "blob.max_span_verification_retries": Int(ANY) = 0;
+        /// Further downloads of a span that did not match its digest (negative: 3; upstream: 0, so that one wrong byte of a registry is an error of the container).
+        max_span_verification_retries "blob.max_span_verification_retries": Int(ANY) = -1;
     }
     /// Upstream's cache of spans, which this daemon has no need of.
     DirectoryCache directory_cache {

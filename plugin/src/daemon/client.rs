@@ -20,8 +20,7 @@ pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientO
     let handed: Arc<dyn CredentialSource> = Arc::new(FromKeyring(Arc::clone(keyring)));
     let folders = std::env::split_paths(&config.resolver.config_path);
     let hosts_dir = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
-    let requests = config.general.max_concurrency;
-    let requests = if requests < 0 { 100 } else { count(requests) };
+    let requests = count(config.general.max_concurrency);
     ClientOptions {
         connect_timeout: millis(http.dial_timeout_msec, 3_000),
         header_timeout: millis(http.response_header_timeout_msec, 3_000),

@@ -63,10 +63,8 @@ pub(super) fn layer_options(root: &Path, config: &Config) -> StoreOptions {
     options.max_backoff = millis(or(blob.max_wait_msec, 5_000));
     options.max_retries = (blob.max_retries != 0).then(|| u32::try_from(blob.max_retries).unwrap_or(0));
     // Upstream counts what comes after the first download.
-    let again = blob.max_span_verification_retries;
-    if again > 0 {
-        options.span_attempts = u32::try_from(again).unwrap_or(u32::MAX).saturating_add(1);
-    }
+    let again = u32::try_from(blob.max_span_verification_retries);
+    options.span_attempts = again.map_or(4, |again| again.saturating_add(1));
     options.fill = fill_options(config);
     options
 }
@@ -281,15 +279,27 @@ mod tests {
     }
 
     #[test]
+    fn the_first_download_of_a_span_is_no_retry() {
+        for (retries, attempts) in [(-1, 4), (0, 1), (1, 2), (7, 8)] {
+            let mut config = Config::default();
+            config.blob.max_span_verification_retries = retries;
+            assert_eq!(layer_options(Path::new("/"), &config).span_attempts, attempts, "{retries}");
+        }
+    }
+
+    #[test]
     fn every_number_of_ours_reaches_its_place() {
         let mut numbers = Numbers(Vec::new());
         Config::default().visit(&mut numbers);
         let ours = ["limits.", "deadlines.", "cache.", "keeper.", "supervise.", "metrics.", "log."];
-        let also = ["http.", "background_fetch.", "resolver.", "content_store.", "fuse."];
+        let also =
+            ["http.", "blob.", "background_fetch.", "resolver.", "content_store.", "fuse.", "snapshotter."];
+        let alone = ["max_concurrency", "mount_timeout_sec", "resolve_result_entry"];
         let before = told(&Config::default());
         let mut without: Vec<&str> = Vec::new();
-        for path in numbers.0.into_iter().filter(|path| ours.iter().chain(&also).any(|t| path.starts_with(t)))
-        {
+        let used =
+            |path: &&str| ours.iter().chain(&also).any(|t| path.starts_with(t)) || alone.contains(path);
+        for path in numbers.0.into_iter().filter(used) {
             let mut config = Config::default();
             config.visit(&mut Change(path));
             assert_ne!(config, Config::default(), "{path}");
@@ -299,6 +309,7 @@ mod tests {
         }
         // Accepted for upstream's sake, and those that `daemon` itself hands on.
         let expected = [
+            "blob.valid_interval",
             "fuse.attr_timeout",
             "fuse.entry_timeout",
             "fuse.negative_timeout",
