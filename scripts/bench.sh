@@ -126,9 +126,11 @@ about() {
     local commit
     commit="Commit $(git -c safe.directory="*" -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)"
     [[ -z $given ]] || commit='Programs given with --binaries'
-    printf '%s; registry with TLS behind a link of %s ms and %s Mbit/s; %s × %s, %s GiB, Linux %s, containerd %s; overlayfs: ctr with overlayfs; soci-fuse: ours without the kernel front end.' \
+    local upstream=''
+    [[ " ${systems[*]} " != *' upstream '* ]] || upstream="; upstream: $(peer_version)"
+    printf '%s; registry with TLS behind a link of %s ms and %s Mbit/s; %s × %s, %s GiB, Linux %s, containerd %s; overlayfs: ctr with overlayfs; soci-fuse: ours without the kernel front end%s.' \
         "$commit" "$round_trip" "$megabits" "$(nproc)" "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" \
-        "$(awk '/MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo)" "$(uname -r)" "$(containerd --version | awk '{ print $3 }')"
+        "$(awk '/MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo)" "$(uname -r)" "$(containerd --version | awk '{ print $3 }')" "$upstream"
 }
 
 heading 'Measuring'

@@ -11,7 +11,7 @@ done
 # start_peer: its daemon, on the socket where containerd looks for ours, with the registry's authority among those it trusts.
 start_peer() {
     printf '%s\n' '[content_store]' 'type = "containerd"' "containerd_address = \"$scratch/containerd/containerd.sock\"" \
-        '[pull_modes.soci_v1]' 'enable = true' '[snapshotter]' 'min_layer_size = 0' >"$scratch/soci/config.toml"
+        '[pull_modes.soci_v1]' 'enable = true' '[snapshotter]' 'min_layer_size = 0' "${daemon_config:-}" >"$scratch/soci/config.toml"
     start soci-snapshotter-grpc env SSL_CERT_FILE="$scratch/tls/ca.pem" "$SOCI_PEER_BIN/soci-snapshotter-grpc" \
         --address "$scratch/soci/soci-snapshotter-grpc.sock" --root "$scratch/soci/root" --config "$scratch/soci/config.toml"
     wait_for 15 'soci-snapshotter-grpc of SOCI_PEER_BIN' test -S "$scratch/soci/soci-snapshotter-grpc.sock"
@@ -24,6 +24,14 @@ peer_pull() {
         "hosts_dir = [\"$scratch/hosts\"]" "data_root = \"$scratch/nerdctl\"" >"$scratch/nerdctl.toml"
     read -ra command <<<"${SOCI_PEER_PULL:-nerdctl pull}"
     NERDCTL_TOML=$scratch/nerdctl.toml SSL_CERT_FILE=$scratch/tls/ca.pem "${command[@]}" "$1"
+}
+
+# peer_version: of its daemon, and of the command that pulls for it, as they say themselves.
+peer_version() {
+    local -a command
+    read -ra command <<<"${SOCI_PEER_PULL:-nerdctl pull}"
+    printf 'the Go project (%s), pulled by %s' "$("$SOCI_PEER_BIN/soci-snapshotter-grpc" --version | tr -s '\n' ' ' | sed 's/ $//')" \
+        "$("${command[0]}" --version | head -n 1)"
 }
 
 # peer_remove_content: the Go project keeps what it fetched itself for ever.

@@ -99,12 +99,13 @@ start_system_anew() {
 
 no_layer_mounts() { ! grep -qF " $scratch/soci/" /proc/self/mountinfo; }
 
-# bench_daemon_config: for this stack and system.
+# bench_daemon_config: for this stack and system, with what the row wants besides (`daemon_config`, which the peer gets, too).
 bench_daemon_config() {
     printf '%s\n' '[content_store]' "containerd_address = \"$scratch/containerd/containerd.sock\"" '[resolver]' "config_path = \"$scratch/hosts\""
     if has_kernel_front_end; then
         if [[ $system == soci-fuse ]]; then printf '%s\n' '[fuse]' 'kernel = "off"'; else printf '%s\n' '[fuse]' 'kernel = "auto"'; fi
     fi
+    printf '%s\n' "${daemon_config:-}"
 }
 
 # has_kernel_front_end: can the daemon of this build put the kernel's own file system on top of FUSE?

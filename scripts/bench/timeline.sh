@@ -45,6 +45,12 @@ until_complete() {
         all_settled || say "$system: not every layer is complete: $(soci image status --json | grep -e '"state"' -e '"front_end"' | tr -d ' \n')"
         return
     fi
+    until_silent
+}
+
+# until_silent: nothing moves any more.
+until_silent() {
+    local deadline=$((SECONDS + 300))
     until ((SECONDS >= deadline)) || silent; do :; done
 }
 
