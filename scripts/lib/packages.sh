@@ -12,15 +12,21 @@ packages_bench=(openssl busybox-static)
 # What the tests compare with and make their images from.
 packages_tests=(attr busybox-static curl e2fsprogs erofs-utils libcap2-bin python3 shellcheck systemd util-linux zstd)
 
+# What does as well as a package, where it came from elsewhere: Docker's containerd.io has both, and Debian's would take its place.
+declare -A commands_of=([containerd]='containerd ctr' [runc]=runc)
+
 # missing_packages NAME...: those of them that are not installed.
 missing_packages() {
     local name
     for name; do
-        [[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) == installed ]] || printf '%s\n' "$name"
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) != installed ]] || continue
+        # shellcheck disable=SC2086 # one word for each command
+        [[ -n ${commands_of[$name]:-} ]] && type -P ${commands_of[$name]} >/dev/null && continue
+        printf '%s\n' "$name"
     done
 }
 
-# install_packages NAME...: with apt, without starting a service, and without one at the next boot that was not wanted.
+# install_packages NAME...: with apt, without starting a service, without one at the next boot that was not wanted, and without taking anything away.
 install_packages() {
     local -a missing
     mapfile -t missing < <(missing_packages "$@")
@@ -29,7 +35,7 @@ install_packages() {
     say "installing ${missing[*]}"
     with_dots 'apt-get update' apt-get -q update
     forbid_services
-    with_dots 'apt-get install' env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${missing[@]}"
+    with_dots 'apt-get install' env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --no-remove install "${missing[@]}"
     allow_services
     # Debian starts a registry on port 5000 at every boot; ours is started by hand.
     if [[ " ${missing[*]} " == *' docker-registry '* && -d /run/systemd/system ]]; then
