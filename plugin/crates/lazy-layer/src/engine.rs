@@ -18,7 +18,7 @@ use crate::layer::{Layer, LayerId};
 use crate::options::StoreOptions;
 use crate::pool::{Pool, Scratch};
 use crate::stack::Stack;
-use crate::start::{Command, Step};
+use crate::start::{Command, Step, Steps, steps};
 
 /// The fetch engine: one for each store, that is one for each daemon.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct Engine {
     pub(crate) board: Board,
     pub(crate) backlog: Backlog,
     hints: Sender<Hint>,
-    steps: Sender<(Box<Step>, Arc<Engine>)>,
+    steps: Steps<(Box<Step>, Arc<Engine>)>,
     layers: AtomicU64,
     walks: AtomicU16,
     said_full: Mutex<Option<Instant>>,
@@ -47,15 +47,16 @@ impl Engine {
         runtime: Handle,
     ) -> io::Result<Arc<Self>> {
         let (hints, given) = crossbeam_channel::bounded::<Hint>(options.max_ahead_queue);
-        let (steps, taken) = crossbeam_channel::bounded::<(Box<Step>, Arc<Self>)>(options.max_start_files);
+        let (steps, taken) = steps::bounded::<(Box<Step>, Arc<Self>)>(options.max_start_files);
         // Both end with the engine. Who reads on goes before what is yet to be found out.
-        let next = move || {
-            crossbeam_channel::select_biased! {
-                recv(given) -> hint => hint.map(|(layer, tar)| layer.read_ahead(&tar)).is_ok(),
-                recv(taken) -> step => step.map(|(step, engine): (Box<Step>, Arc<Self>)| step.take(&engine)).is_ok(),
-            }
-        };
-        std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || while next() {})?;
+        std::thread::Builder::new().name("soci-read-ahead".to_owned()).spawn(move || {
+            steps::take_all(
+                &given,
+                &taken,
+                |(layer, tar)| layer.read_ahead(&tar),
+                |(step, engine)| step.take(&engine),
+            );
+        })?;
         let engine = Arc::new(Self {
             pool: Pool::start(options.inflate_threads, options.largest_kept_buffer)?,
             buffers: Buffers::new(options.pooled_buffers, options.largest_kept_buffer),
@@ -81,7 +82,8 @@ impl Engine {
 
     /// Goes on following a program. Never waits; should too many be followed at once, some are lost.
     pub(crate) fn step(self: &Arc<Self>, step: Step) {
-        let _ = self.steps.try_send((Box::new(step), Arc::clone(self)));
+        let size = step.size();
+        self.steps.push((Box::new(step), Arc::clone(self)), size);
     }
 
     /// Bytes that begin at this place of the layer file were read, and look like the beginning of a program.

@@ -14,6 +14,10 @@ pub(crate) use arguments::{Main, main};
 const MAX_NAME: usize = 512;
 /// Import statements of one module that count.
 const MAX_IMPORTS: usize = 1024;
+/// Names that these take from modules, altogether.
+const MAX_NAMES: usize = 4096;
+/// Longest path of a source, bytes.
+const MAX_PATH: usize = 4096;
 
 /// What a module says of itself and others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +38,27 @@ pub(crate) struct Import {
     pub(crate) module: Vec<u8>,
     /// What is taken from it, which may be modules in it.
     pub(crate) names: Vec<Vec<u8>>,
+}
+
+/// The imports of one module, as far as they count.
+#[derive(Debug, Default)]
+struct Imports {
+    list: Vec<Import>,
+    /// What they take from modules, altogether.
+    names: usize,
+}
+
+impl Imports {
+    /// How many names one more may take; nothing if no more counts.
+    fn room(&self) -> Option<usize> {
+        let room = MAX_NAMES.saturating_sub(self.names);
+        (self.list.len() < MAX_IMPORTS && room > 0).then_some(room)
+    }
+
+    fn push(&mut self, import: Import) {
+        self.names = self.names.saturating_add(import.names.len());
+        self.list.push(import);
+    }
 }
 
 /// Whether a program of this path runs Python.
@@ -78,6 +103,13 @@ impl Module {
     pub(crate) fn code(bytes: &[u8]) -> Self {
         let line = |byte: &u8| if *byte == b';' { b'\n' } else { *byte };
         Self::source(&bytes.iter().map(line).collect::<Vec<u8>>())
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn size(&self) -> usize {
+        let names = self.imports.iter().flat_map(|import| import.names.iter().chain([&import.module]));
+        let names = names.map(|name| name.len().saturating_add(size_of::<Vec<u8>>()));
+        names.fold(self.source.as_ref().map_or(0, Vec::len), usize::saturating_add)
     }
 }
 
@@ -174,6 +206,92 @@ mod tests {
         assert_eq!(Module::compiled(&wide), None);
         for end in 0..SOURCE.len().min(1000) {
             let _ = Module::source(&SOURCE[..end]);
+        }
+    }
+
+    /// A module of CPython 3.11 with this bytecode, these constants and names (marshalled), and this path.
+    fn made_of(bytecode: &[u8], consts: &[u8], names: &[u8], path: &[u8]) -> Vec<u8> {
+        let sized =
+            |kind: u8, bytes: &[u8]| [&[kind], &(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
+        [
+            &COMPILED[1].1[..16],
+            b"c",
+            &[0; 20],
+            &sized(b's', bytecode),
+            consts,
+            names,
+            b"NN",
+            &sized(b'u', path),
+            b"NN",
+            &[0; 4],
+            b"NN",
+        ]
+        .concat()
+    }
+
+    /// A marshalled tuple.
+    fn tuple(items: &[Vec<u8>]) -> Vec<u8> {
+        [b"(", &(items.len() as u32).to_le_bytes()[..], &items.concat()].concat()
+    }
+
+    fn text(text: &[u8]) -> Vec<u8> {
+        [b"u", &(text.len() as u32).to_le_bytes()[..], text].concat()
+    }
+
+    /// `import beta`, with constants 0 and nothing in this place.
+    fn import_with(nothing: u8) -> [u8; 6] {
+        [100, 0, 100, nothing, 108, 0]
+    }
+
+    const ZERO: &[u8] = b"i\0\0\0\0";
+
+    #[test]
+    fn values_in_values_by_reference_are_survived() {
+        // Tuples of one item, which is the tuple before.
+        let chain = |links: u32| -> Vec<Vec<u8>> {
+            let link = |number: u32| match number.checked_sub(1) {
+                None => b"\xa9\0".to_vec(),
+                Some(before) => [&b"\xa9\x01r"[..], &before.to_le_bytes()].concat(),
+            };
+            (0..links).map(link).collect()
+        };
+        for (links, is_read) in [(50_000, true), (1_000_000, false)] {
+            let consts = [vec![ZERO.to_vec(), b"N".to_vec()], chain(links)].concat();
+            let bytes = made_of(&import_with(1), &tuple(&consts), &tuple(&[text(b"beta")]), b"/a.py");
+            let imports = Module::compiled(&bytes).map(|module| module.imports.len());
+            assert_eq!(imports, is_read.then_some(1), "{links} links");
+            // The same with an end that cannot be read.
+            assert_eq!(Module::compiled(&bytes[..bytes.len() - 1]), None);
+        }
+    }
+
+    #[test]
+    fn names_that_imports_share_are_bounded() {
+        let name = vec![b'n'; MAX_NAME];
+        let names = tuple(&vec![text(&name); MAX_IMPORTS]);
+        let bytecode = import_with(1).repeat(MAX_IMPORTS);
+        let bytes = made_of(&bytecode, &tuple(&[ZERO.to_vec(), names]), &tuple(&[text(b"beta")]), b"/a.py");
+        let module = Module::compiled(&bytes).unwrap();
+        let taken: usize = module.imports.iter().map(|import| import.names.len()).sum();
+        assert_eq!((module.imports.len(), taken), (MAX_NAMES / MAX_IMPORTS, MAX_NAMES));
+        let source = [b"from beta import ", &[&name[..], b", "].concat().repeat(500)[..], b"\n"].concat();
+        let imports = Module::source(&source.repeat(20)).imports;
+        assert_eq!(imports.iter().map(|import| import.names.len()).sum::<usize>(), MAX_NAMES);
+    }
+
+    #[test]
+    fn imports_of_one_line_are_bounded() {
+        let line = [&b"import a"[..], &b",a".repeat(100_000)].concat();
+        assert_eq!(Module::source(&line).imports.len(), MAX_IMPORTS);
+        assert_eq!(Module::code(&b"import a;".repeat(100_000)).imports.len(), MAX_IMPORTS);
+    }
+
+    #[test]
+    fn paths_of_any_length_are_survived() {
+        for (len, is_kept) in [(4096, true), (4097, false), (1 << 20, false)] {
+            let path = b"/a".repeat(len).split_off(len);
+            let bytes = made_of(b"", &tuple(&[]), &tuple(&[]), &path);
+            assert_eq!(Module::compiled(&bytes).unwrap().source, is_kept.then_some(path), "{len}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! that are not lazy are not in it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use erofs_image::{Image, Inode, Kind, Nid};
@@ -16,7 +17,9 @@ use crate::start::{Modules, Rank};
 /// As in the kernel.
 const MAX_LINKS: usize = 40;
 /// Longest path that is looked for, in names.
-const MAX_DEPTH: usize = 256;
+pub(crate) const MAX_DEPTH: usize = 256;
+/// Longest path, and longest target of a link, bytes.
+const MAX_PATH: usize = 4096;
 /// The attribute and the value that hide what is below a directory.
 const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
 
@@ -46,12 +49,32 @@ pub(crate) type Path = Vec<Vec<u8>>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Directory(Vec<(Arc<Layer>, Nid)>);
 
+/// How many more names may be looked up in directories of layers; then nothing is found any more.
+#[derive(Debug)]
+pub(crate) struct Lookups(AtomicUsize);
+
 /// What a name in a directory is.
 #[derive(Debug)]
 pub(crate) enum Entry {
     Directory(Directory),
     /// Anything else.
     Other(Arc<Layer>, Inode),
+}
+
+impl Lookups {
+    pub(crate) fn new(max: usize) -> Self {
+        Self(AtomicUsize::new(max))
+    }
+
+    /// Whether one more may be done.
+    pub(crate) fn take(&self) -> bool {
+        let less = |left: usize| left.checked_sub(1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    pub(crate) fn are_spent(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
 }
 
 impl Found {
@@ -77,10 +100,10 @@ impl Stack {
     }
 
     /// The regular file at `path`, which counts from `from` where it is relative; with its rank.
-    pub(crate) fn file(&self, from: &[Vec<u8>], path: &[u8], rank: Rank) -> Option<Found> {
+    pub(crate) fn file(&self, from: &[Vec<u8>], path: &[u8], rank: Rank, lookups: &Lookups) -> Option<Found> {
         let mut at: Path = if path.starts_with(b"/") { Vec::new() } else { from.to_vec() };
         let mut left: VecDeque<Vec<u8>> = names(path).collect();
-        let mut directories = self.directories(&at)?;
+        let mut directories = self.directories(&at, lookups)?;
         let mut links = 0usize;
         while let Some(name) = left.pop_front() {
             if name == b".." {
@@ -92,7 +115,7 @@ impl Stack {
             if at.len() >= MAX_DEPTH || left.len() > MAX_DEPTH {
                 return None;
             }
-            let (layer, inode) = match directories.last()?.entry(&name)? {
+            let (layer, inode) = match directories.last()?.entry(&name, lookups)? {
                 Entry::Directory(directory) => {
                     at.push(name);
                     directories.push(directory);
@@ -103,11 +126,16 @@ impl Stack {
             match inode.kind {
                 Kind::Regular if left.is_empty() => {
                     at.push(name);
+                    let len = at.iter().map(|name| name.len().saturating_add(1)).sum::<usize>();
+                    if len > MAX_PATH {
+                        return None;
+                    }
                     return Some(Found { layer, inode, path: Some(at), rank });
                 }
                 Kind::Symlink if links < MAX_LINKS => {
                     links = links.saturating_add(1);
-                    let target = layer.image().read_link(inode.nid).ok()?;
+                    let target =
+                        layer.image().read_link(inode.nid).ok().filter(|target| target.len() <= MAX_PATH)?;
                     if target.starts_with(b"/") {
                         at.clear();
                         directories.truncate(1);
@@ -123,12 +151,12 @@ impl Stack {
     }
 
     /// The directory at a path without links on the way.
-    pub(crate) fn directory(&self, path: &[Vec<u8>]) -> Option<Directory> {
-        self.directories(path)?.pop()
+    pub(crate) fn directory(&self, path: &[Vec<u8>], lookups: &Lookups) -> Option<Directory> {
+        self.directories(path, lookups)?.pop()
     }
 
     /// The root, and every directory on a path without links.
-    fn directories(&self, path: &[Vec<u8>]) -> Option<Vec<Directory>> {
+    fn directories(&self, path: &[Vec<u8>], lookups: &Lookups) -> Option<Vec<Directory>> {
         let layers = self.from_above.iter().filter_map(Weak::upgrade);
         let root = Directory(
             layers
@@ -140,7 +168,7 @@ impl Stack {
         );
         let mut directories = vec![root];
         for name in path {
-            match directories.last()?.entry(name)? {
+            match directories.last()?.entry(name, lookups)? {
                 Entry::Directory(directory) => directories.push(directory),
                 Entry::Other(..) => return None,
             }
@@ -151,9 +179,12 @@ impl Stack {
 
 impl Directory {
     /// What a name in it is, if anything.
-    pub(crate) fn entry(&self, name: &[u8]) -> Option<Entry> {
+    pub(crate) fn entry(&self, name: &[u8], lookups: &Lookups) -> Option<Entry> {
         let mut seen = Vec::new();
         for (layer, directory) in &self.0 {
+            if !lookups.take() {
+                return None;
+            }
             let image: &Image<Mapping> = layer.image();
             let Ok(Some(nid)) = image.lookup(*directory, name) else { continue };
             let Ok(inode) = image.inode(nid) else { break };

@@ -7,11 +7,12 @@
 //!
 //! A Python program says in its modules which others it imports; these are followed, too.
 //!
-//! It is a guess, and bounded: a program is followed to so many files and bytes; what is read meanwhile goes first.
+//! It is a guess, and bounded: a program is followed to so many files and bytes, with so many looks at directories; what is read meanwhile goes first.
 
 mod command;
 mod modules;
 mod rank;
+pub(crate) mod steps;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,11 +26,12 @@ use crate::elf::{self, Dynamic, Elf};
 use crate::engine::Engine;
 use crate::layer::Layer;
 use crate::python::{self, Module};
-use crate::stack::{Found, Stack};
+use crate::stack::{Found, Lookups, Stack};
 pub use command::Command;
 use modules::Form;
 pub(crate) use modules::Modules;
 pub(crate) use rank::Rank;
+pub(crate) use steps::Steps;
 
 /// A file of up to so many bytes is asked for as a whole: it is hardly more than a span, and most of it will be read.
 const WHOLE: u64 = 8 << 20;
@@ -39,6 +41,9 @@ const PART: u64 = 4 << 20;
 const TAIL: u64 = 64 << 10;
 /// Directories of its own that a file is looked for in.
 const MAX_RUN_PATH: usize = 16;
+/// Names that are looked up in layers because of one beginning, for each file that it may be followed to. The modules of large Python packages take 500, in
+/// an image whose ten layers share most directories.
+const LOOKUPS: usize = 1024;
 /// Where `env` looks, and a shell.
 const PATH: [&[u8]; 6] =
     [b"/usr/local/sbin", b"/usr/local/bin", b"/usr/sbin", b"/usr/bin", b"/sbin", b"/bin"];
@@ -51,9 +56,10 @@ pub(crate) struct Walk {
     demand: Demand,
     /// That of all.
     rank: Rank,
-    /// How many more files and bytes.
+    /// How many more files and bytes, and looks for them.
     files: AtomicUsize,
     bytes: AtomicU64,
+    lookups: Lookups,
 }
 
 /// Something that came, and what to do with it. Done by the thread that reads ahead.
@@ -78,6 +84,18 @@ pub(crate) enum Step {
 }
 
 impl Step {
+    /// Bytes that came, as far as it keeps them.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Image(_) | Self::Command(..) | Self::Program(..) => 0,
+            Self::Head(.., bytes)
+            | Self::Dynamic(.., bytes)
+            | Self::Names(.., bytes)
+            | Self::Interpreter(.., bytes) => bytes.len(),
+            Self::Module(_, _, module) => module.size(),
+        }
+    }
+
     pub(crate) fn take(self, engine: &Arc<Engine>) {
         match self {
             Step::Image(stack) => {
@@ -129,11 +147,12 @@ impl Walk {
             rank: Rank::of_walk(engine.next_walk()),
             files: AtomicUsize::new(files),
             bytes: AtomicU64::new(bytes),
+            lookups: Lookups::new(files.saturating_mul(LOOKUPS)),
         })
     }
 
     fn visit_path(self: &Arc<Self>, from: &[Vec<u8>], path: &[u8], rank: Rank) -> bool {
-        let found = self.stack.file(from, path, rank);
+        let found = self.stack.file(from, path, rank, &self.lookups);
         let is_there = found.is_some();
         if let Some(found) = found {
             self.visit(found);

@@ -1,7 +1,7 @@
 //! Compiled modules: 16 bytes with a number for the version of the interpreter, then a marshalled code object (`Lib/importlib/_bootstrap_external.py`; PEP 552).
 
-use super::marshal::{Code, Reader, Value};
-use super::{Import, MAX_IMPORTS, Module, is_dotted_name};
+use super::marshal::{Code, Value};
+use super::{Import, Imports, MAX_PATH, Module, is_dotted_name};
 
 /// Bytes before the code object.
 const HEADER: usize = 16;
@@ -72,11 +72,8 @@ pub(super) fn tag(minor: &str) -> Option<&'static str> {
 
 pub(super) fn module(bytes: &[u8]) -> Option<Module> {
     let version = version(bytes)?;
-    let Value::Code(code) = Reader::new(bytes.get(HEADER..)?, version.layout).value()? else { return None };
-    let source = match code.file {
-        Value::Text(path) => Some(path.to_vec()),
-        _ => None,
-    };
+    let code = Code::read(bytes.get(HEADER..)?, version.layout)?;
+    let source = code.file().filter(|path| path.len() <= MAX_PATH).map(<[u8]>::to_vec);
     Some(Module { source, tag: Some(version.tag), imports: imports(&code, version.opcodes) })
 }
 
@@ -89,15 +86,10 @@ enum Pushed {
 
 /// IMPORT_NAME takes a level and a tuple of names from the stack, which are pushed immediately before.
 fn imports(code: &Code<'_>, opcodes: &Opcodes) -> Vec<Import> {
-    let (Value::Text(bytecode), Value::Tuple(consts), Value::Tuple(names)) =
-        (&code.bytecode, &code.consts, &code.names)
-    else {
-        return Vec::new();
-    };
-    let mut imports = Vec::new();
+    let mut imports = Imports::default();
     let (mut level, mut taken) = (None, None);
     let mut argument = 0usize;
-    for instruction in bytecode.chunks_exact(2) {
+    for instruction in code.bytecode().chunks_exact(2) {
         let &[opcode, low] = instruction else { break };
         argument = argument << 8 | usize::from(low);
         if opcode == opcodes.extended_arg {
@@ -113,34 +105,27 @@ fn imports(code: &Code<'_>, opcodes: &Opcodes) -> Vec<Import> {
             None
         };
         if opcode == opcodes.import_name
-            && let (Some(level), Some(Pushed::Const(taken)), Some(Value::Text(module))) =
-                (level.and_then(|level| number(level, consts)), taken, names.get(argument))
+            && let (Some(level), Some(Pushed::Const(taken)), Some(module)) =
+                (level.and_then(|level| number(level, code)), taken, code.name(argument))
             && (module.is_empty() || is_dotted_name(module))
-            && imports.len() < MAX_IMPORTS
         {
-            imports.push(Import { level, module: module.to_vec(), names: identifiers(consts.get(taken)) });
+            let Some(room) = imports.room() else { break };
+            let names = code.constant(taken).into_iter().flat_map(|names| code.texts(names));
+            let names = names.filter(|name| is_dotted_name(name)).take(room).map(<[u8]>::to_vec).collect();
+            imports.push(Import { level, module: module.to_vec(), names });
         }
         (level, taken) = (taken, pushed);
         argument = 0;
     }
-    imports
+    imports.list
 }
 
-fn number(pushed: Pushed, consts: &[Value<'_>]) -> Option<u32> {
+fn number(pushed: Pushed, code: &Code<'_>) -> Option<u32> {
     match pushed {
         Pushed::Int(number) => Some(number),
-        Pushed::Const(place) => match consts.get(place)? {
-            Value::Int(number) => u32::try_from(*number).ok(),
+        Pushed::Const(place) => match code.constant(place)? {
+            Value::Int(number) => u32::try_from(number).ok(),
             _ => None,
         },
     }
-}
-
-fn identifiers(names: Option<&Value<'_>>) -> Vec<Vec<u8>> {
-    let Some(Value::Tuple(names)) = names else { return Vec::new() };
-    let names = names.iter().filter_map(|name| match name {
-        Value::Text(name) if is_dotted_name(name) => Some(name.to_vec()),
-        _ => None,
-    });
-    names.take(MAX_IMPORTS).collect()
 }

@@ -1,11 +1,11 @@
 //! Import statements in sources: lines that begin with `import` or `from` and are not in a function, a string or a comment, as far as that can be told from
 //! line to line.
 
-use super::{Import, MAX_IMPORTS, is_dotted_name};
+use super::{Import, Imports, is_dotted_name};
 
 /// The import statements of a source, but for those in functions.
 pub(super) fn imports(source: &[u8]) -> Vec<Import> {
-    let mut imports = Vec::new();
+    let mut imports = Imports::default();
     // How far the line is indented that begins the function which the following lines are in.
     let mut function: Option<usize> = None;
     let mut quoted: Option<&[u8]> = None;
@@ -24,28 +24,29 @@ pub(super) fn imports(source: &[u8]) -> Vec<Import> {
         quoted = [&b"\"\"\""[..], b"'''"].into_iter().find(|quotes| count(text, quotes) % 2 == 1);
         let indent = line.len().saturating_sub(line.trim_ascii_start().len());
         function = function.filter(|function| indent > *function);
-        if function.is_some() || imports.len() >= MAX_IMPORTS {
+        if function.is_some() {
             continue;
         }
+        let Some(room) = imports.room() else { break };
         if [&b"def "[..], b"async def "].iter().any(|keyword| text.starts_with(keyword)) {
             function = Some(indent);
         } else if let Some(modules) = text.strip_prefix(b"import ") {
             let modules = modules.split(|byte| *byte == b',').map(first_word);
-            let named = modules.filter(|module| is_dotted_name(module));
-            imports.extend(named.map(|module| Import {
-                level: 0,
-                module: module.to_vec(),
-                names: Vec::new(),
-            }));
+            for module in modules.filter(|module| is_dotted_name(module)) {
+                if imports.room().is_none() {
+                    break;
+                }
+                imports.push(Import { level: 0, module: module.to_vec(), names: Vec::new() });
+            }
         } else if let Some(rest) = text.strip_prefix(b"from ") {
-            imports.extend(from(rest, &mut lines));
+            from(rest, room, &mut lines).into_iter().for_each(|import| imports.push(import));
         }
     }
-    imports
+    imports.list
 }
 
-/// `rest` is what follows `from`; names can go on over the next lines, in parentheses or behind a backslash.
-fn from<'a>(rest: &'a [u8], lines: &mut impl Iterator<Item = &'a [u8]>) -> Option<Import> {
+/// `rest` is what follows `from`; up to `max` names can go on over the next lines, in parentheses or behind a backslash.
+fn from<'a>(rest: &'a [u8], max: usize, lines: &mut impl Iterator<Item = &'a [u8]>) -> Option<Import> {
     let rest = rest.trim_ascii_start();
     let dots = rest.iter().take_while(|byte| **byte == b'.').count();
     let (module, mut names) = split_word(rest.get(dots..)?.trim_ascii_start());
@@ -67,7 +68,7 @@ fn from<'a>(rest: &'a [u8], lines: &mut impl Iterator<Item = &'a [u8]>) -> Optio
         let part = names.split(|byte| *byte == b'#').next().unwrap_or_default().trim_ascii();
         let is_last = if in_parentheses { part.ends_with(b")") } else { !part.ends_with(b"\\") };
         for name in part.split(|byte| matches!(byte, b',' | b')' | b'\\')).map(first_word) {
-            if is_dotted_name(name) && import.names.len() < MAX_IMPORTS {
+            if is_dotted_name(name) && import.names.len() < max {
                 import.names.push(name.to_vec());
             }
         }

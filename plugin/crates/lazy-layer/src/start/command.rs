@@ -83,7 +83,7 @@ impl Walk {
         rank: Rank,
     ) -> Option<(Vec<u8>, Found)> {
         let mut places = command.places(word, is_program).into_iter();
-        places.find_map(|path| self.stack.file(&[], &path, rank).map(|found| (path, found)))
+        places.find_map(|path| self.stack.file(&[], &path, rank, &self.lookups).map(|found| (path, found)))
     }
 
     /// Asks for what Python is told to run, and what that imports.

@@ -6,29 +6,35 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Rank, Step, Walk};
-use crate::layer::MAX_READ;
+use super::{Rank, Step, WHOLE, Walk, joined};
 use crate::python;
 use crate::python::{Import, Module};
-use crate::stack::{Directory, Entry, Found, Path, Stack, names};
+use crate::stack::{Directory, Entry, Found, MAX_DEPTH, Path, names};
 
 /// Directories that packages begin in.
 const MAX_ROOTS: usize = 16;
-/// Names that are remembered for an image; then all are forgotten.
+/// Names that are remembered for an image, and bytes of them with the directories that they are in; then all are forgotten.
 const MAX_PLACES: usize = 8192;
+const MAX_PLACES_BYTES: usize = 2 << 20;
 /// Where there is one below such a directory, it is another one.
 const BELOW: [&[u8]; 3] = [b"lib-dynload", b"site-packages", b"dist-packages"];
 const CACHE: &[u8] = b"__pycache__";
 const PACKAGE: &[u8] = b"__init__";
 
-/// What is known of the modules of an image. Some hundred kilobytes at most.
+/// What is known of the modules of an image. Some megabytes at most.
 #[derive(Debug, Default)]
 pub(crate) struct Modules {
     roots: Vec<Path>,
     /// What an interpreter puts into the names of compiled files.
     tag: Option<&'static str>,
-    /// By directory and name.
-    places: HashMap<(Path, Vec<u8>), Place>,
+    places: Places,
+}
+
+/// What names stand for, by directory and name as one path.
+#[derive(Debug, Default)]
+struct Places {
+    known: HashMap<Vec<u8>, Place>,
+    bytes: usize,
 }
 
 /// What a name stands for in a directory.
@@ -49,10 +55,22 @@ pub(super) enum Form {
     Source,
 }
 
+impl Places {
+    fn insert(&mut self, path: Vec<u8>, place: Place) {
+        let bytes = self.bytes.saturating_add(path.len());
+        if self.known.len() >= MAX_PLACES || bytes > MAX_PLACES_BYTES {
+            *self = Self::default();
+        }
+        self.bytes = self.bytes.saturating_add(path.len());
+        self.known.insert(path, place);
+    }
+}
+
 impl Walk {
     /// Goes on with what a module imports when it is here as a whole.
     pub(super) fn module(self: &Arc<Self>, found: &Found, form: Form) {
-        if found.inode.size > u64::from(MAX_READ) {
+        // No larger one is fetched as a whole, and none is known: generated ones have up to 5 MB.
+        if found.inode.size > WHOLE {
             return;
         }
         let (walk, again) = (Arc::clone(self), found.clone());
@@ -68,7 +86,7 @@ impl Walk {
     /// Asks for what a module imports.
     pub(super) fn imports(self: &Arc<Self>, found: &Found, module: &Module) {
         let directory = match &module.source {
-            Some(source) => Some(directory_of(source)),
+            Some(source) => directory_of(source),
             None => found.directory().map(<[_]>::to_vec),
         };
         {
@@ -133,23 +151,24 @@ impl Walk {
 
     /// What a name stands for in a directory; a module, and what a package is begun with, is asked for when it is met first.
     fn place(self: &Arc<Self>, directory: &Path, name: &[u8], rank: Rank) -> Place {
-        let key = (directory.clone(), name.to_vec());
+        if !self.lookups.take() {
+            return Place::Nothing;
+        }
+        let key = joined(&directory.join(&b'/'), name);
         let tag = {
             let modules = self.stack.modules.lock();
-            if let Some(place) = modules.places.get(&key) {
+            if let Some(place) = modules.places.known.get(&key) {
                 return *place;
             }
             modules.tag
         };
-        let place = match self.stack.directory(directory) {
+        let place = match self.stack.directory(directory, &self.lookups) {
             Some(entries) => self.look(directory, &entries, name, tag, rank),
             None => Place::Nothing,
         };
-        let mut modules = self.stack.modules.lock();
-        if modules.places.len() >= MAX_PLACES {
-            modules.places.clear();
+        if !self.lookups.are_spent() {
+            self.stack.modules.lock().places.insert(key, place);
         }
-        modules.places.insert(key, place);
         place
     }
 
@@ -162,7 +181,7 @@ impl Walk {
         tag: Option<&str>,
         rank: Rank,
     ) -> Place {
-        let below = match entries.entry(name) {
+        let below = match entries.entry(name, &self.lookups) {
             Some(Entry::Directory(below)) => Some(below),
             _ => None,
         };
@@ -189,7 +208,7 @@ impl Walk {
         rank: Rank,
     ) -> bool {
         let visit = |from: &[Vec<u8>], file: &[u8], form: Option<Form>| {
-            self.stack.file(from, file, rank).is_some_and(|found| {
+            self.stack.file(from, file, rank, &self.lookups).is_some_and(|found| {
                 match form {
                     Some(form) if self.takes(&found) => self.module(&found, form),
                     Some(_) => {}
@@ -199,19 +218,19 @@ impl Walk {
             })
         };
         let binary = binaries(tag).into_iter().map(|ending| [name, ending.as_bytes()].concat());
-        if let Some(file) = binary.into_iter().find(|file| entries.entry(file).is_some()) {
+        if let Some(file) = binary.into_iter().find(|file| entries.entry(file, &self.lookups).is_some()) {
             return visit(directory, &file, None);
         }
         let compiled = tag.map(|tag| [name, b".", tag.as_bytes(), b".pyc"].concat());
         if let Some(file) = compiled
-            && let Some(Entry::Directory(cache)) = entries.entry(CACHE)
-            && cache.entry(&file).is_some()
+            && let Some(Entry::Directory(cache)) = entries.entry(CACHE, &self.lookups)
+            && cache.entry(&file, &self.lookups).is_some()
         {
             return visit(directory, &[CACHE, b"/", &file].concat(), Some(Form::Compiled));
         }
         [(&b".py"[..], Form::Source), (b".pyc", Form::Compiled)].into_iter().any(|(ending, form)| {
             let file = [name, ending].concat();
-            entries.entry(&file).is_some() && visit(directory, &file, Some(form))
+            entries.entry(&file, &self.lookups).is_some() && visit(directory, &file, Some(form))
         })
     }
 
@@ -222,7 +241,7 @@ impl Walk {
             return;
         }
         let mut root = directory.clone();
-        while is_package(&self.stack, &root) && root.pop().is_some() {}
+        while self.is_package(&root) && root.pop().is_some() {}
         let is_new = !modules.lock().roots.contains(&root);
         if root.is_empty() || !is_new {
             return;
@@ -241,6 +260,14 @@ impl Walk {
         self.add_roots(roots);
     }
 
+    fn is_package(&self, directory: &Path) -> bool {
+        let entries = self.stack.directory(directory, &self.lookups);
+        let has = |name: &[u8]| {
+            entries.as_ref().is_some_and(|entries| entries.entry(name, &self.lookups).is_some())
+        };
+        has(b"__init__.py") || has(b"__init__.pyc")
+    }
+
     /// Asks for what an interpreter imports before it runs anything, wherever that is not in itself.
     pub(super) fn begin_python(self: &Arc<Self>, path: &[u8], rank: Rank) {
         self.learn_interpreter(path);
@@ -250,7 +277,7 @@ impl Walk {
     /// Remembers where an interpreter looks, which is said by its own name and by the directories beside the one that it is in
     /// (`Modules/getpath.py`; Debian's are in its Python policy, 2.3): those of the name as given, which may belong to a virtual environment, and of the file.
     fn learn_interpreter(&self, path: &[u8]) {
-        let Some(file) = self.stack.file(&[], path, Rank::default()) else { return };
+        let Some(file) = self.stack.file(&[], path, Rank::default(), &self.lookups) else { return };
         let Some((tag, version)) = file.name().and_then(python::release) else { return };
         self.stack.modules.lock().tag = Some(tag);
         let given: Path = names(path).collect();
@@ -269,7 +296,7 @@ impl Walk {
     /// Remembers those of these directories that there are.
     pub(super) fn add_roots(&self, roots: impl IntoIterator<Item = Path>) {
         for root in roots {
-            if !root.is_empty() && self.stack.directory(&root).is_some() {
+            if !root.is_empty() && self.stack.directory(&root, &self.lookups).is_some() {
                 let mut modules = self.stack.modules.lock();
                 if modules.roots.len() < MAX_ROOTS && !modules.roots.contains(&root) {
                     modules.roots.push(root);
@@ -277,11 +304,6 @@ impl Walk {
             }
         }
     }
-}
-
-fn is_package(stack: &Stack, directory: &Path) -> bool {
-    let Some(entries) = stack.directory(directory) else { return false };
-    entries.entry(b"__init__.py").is_some() || entries.entry(b"__init__.pyc").is_some()
 }
 
 /// How the names of binary modules end, on this machine: what runs here was built for it.
@@ -292,10 +314,42 @@ fn binaries(tag: Option<&str>) -> Vec<String> {
     of_version.chain([".abi3.so".to_owned(), ".so".to_owned()]).collect()
 }
 
-/// The directory of a module with this path. What is compiled lies below it.
-fn directory_of(source: &[u8]) -> Path {
-    let mut path: Path =
-        source.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
-    path.pop();
-    path
+/// The directory of a module with this path. What is compiled lies below it. None if there can be no such directory.
+fn directory_of(source: &[u8]) -> Option<Path> {
+    let names = source.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+    let mut path: Path = names.take(MAX_DEPTH.saturating_add(1)).map(<[u8]>::to_vec).collect();
+    path.pop().filter(|_| path.len() < MAX_DEPTH)?;
+    Some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut places = Places::default();
+        let largest = (0..MAX_PLACES * 2).map(|number| {
+            places.insert(format!("{number}/{}", "a/".repeat(2000)).into_bytes(), Place::Nothing);
+            places.known.keys().map(Vec::len).sum::<usize>()
+        });
+        assert!(largest.take(1500).all(|bytes| bytes <= MAX_PLACES_BYTES));
+        let mut places = Places::default();
+        for number in 0..MAX_PLACES * 2 {
+            places.insert(number.to_le_bytes().to_vec(), Place::Nothing);
+            assert!(places.known.len() <= MAX_PLACES);
+        }
+        places.insert(b"again".to_vec(), Place::Module);
+        assert_eq!(places.known.get(&b"again"[..]), Some(&Place::Module));
+    }
+
+    #[test]
+    fn paths_have_a_directory() {
+        let directory = |path: &str| directory_of(path.as_bytes()).map(|path| path.join(&b'/'));
+        assert_eq!(directory("/usr/lib//a.py"), Some(b"usr/lib".to_vec()));
+        assert_eq!(directory("a.py"), Some(Vec::new()));
+        assert_eq!(directory(""), None);
+        assert_eq!(directory(&"a/".repeat(MAX_DEPTH)).map(|path| path.len()), Some(2 * MAX_DEPTH - 3));
+        assert_eq!(directory(&"a/".repeat(100_000)), None);
+    }
 }

@@ -483,3 +483,41 @@ fn modules_come_ahead_of_their_imports() {
         only_imported_is_asked_for(&imported, [(&upper, &up_source), (&lower, &low_source)]);
     }
 }
+
+#[test]
+fn who_names_too_much_is_not_followed_for_ever() {
+    let mut random = Random::seeded("who_names_too_much_is_not_followed_for_ever");
+    let interpreter =
+        python("import os, sys; print(os.path.basename(os.path.realpath(sys.executable)))", &[]);
+    let program = format!("usr/bin/{}", interpreter.trim());
+    let files: [(&str, Vec<u8>); 2] =
+        [(&program, b"an interpreter".to_vec()), ("srv/last.py", b"last = True\n".to_vec())];
+    let made = layer(&mut random, &files, &[]);
+    let marker = random.bytes(10_000);
+    let marked = layer(&mut random, &[("marker", marker)], &[]);
+    let others: Vec<String> = (0..1000).map(|number| format!("other_{number}")).collect();
+    let code = format!("import {}, last", others.join(", "));
+    for (max, is_found) in [(1024, true), (4, false)] {
+        let bed = Bed::with(|options| {
+            options.max_start_files = max;
+            options.start_files = vec!["/marker".to_owned()];
+        });
+        let (layer, source, _attached) = bed.lazy(&made);
+        let (other, other_source, _other) = bed.lazy(&marked);
+        let command = Command {
+            words: words(&[interpreter.trim(), "-c", &code]),
+            directory: b"/srv".to_vec(),
+            path: Some(b"/usr/bin".to_vec()),
+        };
+        bed.store.runs(&[Arc::clone(&layer)], command);
+        // Looked for by the same thread, after that.
+        bed.store.starts(&[other]);
+        wait_until("the marker was not asked for", || !other_source.asked.lock().is_empty());
+        let last: BTreeSet<u32> = spans_of(&made, "srv/last.py").collect();
+        if is_found {
+            wait_until("the last was not asked for", || last.is_subset(&asked(&made, &source)));
+        } else {
+            assert!(last.is_disjoint(&asked(&made, &source)), "it was looked for without an end");
+        }
+    }
+}
