@@ -109,7 +109,7 @@ tables! {
         debug "debug": Bool = false;
         /// Accepted for upstream's sake, with a warning: what a container reads is always verified.
         disable_verification "disable_verification": Bool = false;
-        /// Requests to registries at the same time, for the whole daemon (0 or negative: no limit).
+        /// Requests to registries at the same time, for the whole daemon: so many for what containers read, where the background gives way, and so many of all other kinds (0 or negative: no limit).
         max_concurrency "max_concurrency": Int(ANY) = 100;
         /// Turns metrics off.
         no_prometheus "no_prometheus": Bool = false;

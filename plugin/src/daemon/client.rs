@@ -20,12 +20,11 @@ pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientO
     let handed: Arc<dyn CredentialSource> = Arc::new(FromKeyring(Arc::clone(keyring)));
     let folders = std::env::split_paths(&config.resolver.config_path);
     let hosts_dir = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
-    let requests = count(config.general.max_concurrency);
     ClientOptions {
         connect_timeout: millis(http.dial_timeout_msec, 3_000),
         header_timeout: millis(http.response_header_timeout_msec, 3_000),
         request_timeout: Some(millis(http.request_timeout_msec, 300_000)),
-        turns: (requests > 0).then(|| Arc::new(Semaphore::new(requests.min(Semaphore::MAX_PERMITS)))),
+        turns: requests(config).map(|turns| Arc::new(Semaphore::new(turns.min(Semaphore::MAX_PERMITS)))),
         retries: u32::try_from(or(http.max_retries, 8)).unwrap_or(0),
         min_backoff: millis(http.min_wait_msec, 30),
         max_backoff: millis(http.max_wait_msec, 300_000),
@@ -41,6 +40,11 @@ pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientO
         credentials: Arc::new(Chain::new(vec![handed, docker])),
         ..ClientOptions::default()
     }
+}
+
+/// Requests at the same time: of ranges, and of everything else; none for any number.
+pub(super) fn requests(config: &Config) -> Option<usize> {
+    Some(count(config.general.max_concurrency)).filter(|requests| *requests > 0)
 }
 
 pub(super) fn docker(config: &Config) -> DockerConfig {

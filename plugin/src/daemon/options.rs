@@ -27,6 +27,7 @@ pub(super) fn layer_options(root: &Path, config: &Config) -> StoreOptions {
     if limits.inflate_threads > 0 {
         options.inflate_threads = count(limits.inflate_threads);
     }
+    options.max_ranges = super::client::requests(config);
     options.max_fetches = count(limits.fetches).max(1);
     options.max_connections_per_host = count(limits.connections_per_host).max(1);
     options.max_hosts = count(limits.hosts);

@@ -29,6 +29,8 @@ pub struct StoreOptions {
     pub max_retries: Option<u32>,
     /// How often a span whose bytes were wrong (digest, length) is fetched before its readers get the error. Default 3.
     pub span_attempts: u32,
+    /// Ranged reads of sources at the same time, of all kinds; those of the background that are left alone in favour of others do not count. Default: any number.
+    pub max_ranges: Option<usize>,
     /// Ranged reads of sources at the same time that somebody waits for, over all layers. Default 32.
     pub max_fetches: usize,
     /// Ranged reads of one host at the same time that nobody waits for. The engine begins with 4, takes more while that brings more, and fewer when
@@ -171,6 +173,7 @@ impl StoreOptions {
             span_attempts: 3,
             max_fetches: 32,
             max_connections_per_host: 16,
+            max_ranges: None,
             max_hosts: 1024,
             longest_rest: Duration::from_secs(60),
             max_bytes_in_flight: 16 << 20,

@@ -44,7 +44,7 @@ pub struct ClientOptions {
     pub idle_timeout: Duration,
     /// From the beginning of a request to the end of its answer, where there is such a limit. A stream goes on with another request then.
     pub request_timeout: Option<Duration>,
-    /// Operations at the same time, retries and bodies included, for all clients that have this; None for no limit.
+    /// Operations but ranges at the same time, retries and bodies included, for all clients that have this; None for no limit.
     pub turns: Option<Arc<Semaphore>>,
     /// How often a request is sent again after a transient failure.
     pub retries: u32,
@@ -205,7 +205,7 @@ impl Client {
     }
 
     /// Bytes `range` of a blob as a stream: exactly these, but *not* checked against a digest, which covers the whole blob only.
-    /// Each endpoint is asked once: whoever reads ranges has its own idea of what to try again, and when.
+    /// Each endpoint is asked once: whoever reads ranges has its own idea of what to try again, and when, and of how many at the same time: no turn is waited for.
     ///
     /// # Errors
     /// Any [`RegistryError`], here or in the stream; a range that is not inside the blob is [`RegistryError::Status`] 416 or

@@ -41,12 +41,15 @@ async fn one_operation_waits_for_the_other() {
     let stream = client.blob(&repository(&toy), &descriptor).await.unwrap();
     assert_eq!(turns.available_permits(), 0, "an open stream has its turn");
     let repository = repository(&toy);
-    let mut range = std::pin::pin!(client.blob_range(&repository, &digest, 0..9));
-    assert!(tokio::time::timeout(Duration::from_millis(200), &mut range).await.is_err());
+    let mut other = std::pin::pin!(client.blob_bytes(&repository, &digest, 5000));
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut other).await.is_err());
     assert_eq!(toy.count("blobs"), 1);
-    assert_eq!(stream.count().await, 1);
-    let range: Vec<Bytes> = range.await.unwrap().try_collect().await.unwrap();
+    // Whoever reads ranges bounds them.
+    let range: Vec<Bytes> =
+        client.blob_range(&repository, &digest, 0..9).await.unwrap().try_collect().await.unwrap();
     assert_eq!(range.concat(), data[..9]);
+    assert_eq!(stream.count().await, 1);
+    assert_eq!(other.await.unwrap(), data);
     assert_eq!(turns.available_permits(), 1);
 }
 

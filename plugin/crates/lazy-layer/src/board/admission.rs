@@ -27,7 +27,9 @@ struct Plan {
 /// What is under way, by what it is for.
 #[derive(Clone, Copy, Default)]
 struct Load {
-    /// Transfers that somebody waits for.
+    /// Transfers, but for the background's.
+    transfers: usize,
+    /// Those of them that somebody waits for.
     reads: usize,
     /// Those, and what a program that starts will wait for.
     certain: usize,
@@ -90,6 +92,7 @@ impl Inner {
     fn load(&self) -> Load {
         let mut load = Load::default();
         for flying in self.flying().filter(|flying| flying.demand < Demand::Fill) {
+            load.transfers = load.transfers.saturating_add(1);
             load.total = load.total.saturating_add(flying.outstanding());
             if flying.demand == Demand::Read {
                 load.reads = load.reads.saturating_add(1);
@@ -123,6 +126,17 @@ impl Inner {
         }
     }
 
+    /// Whether one more ranged read may be under way. The background's do not count beside others, which they give way to, and what nobody waits for yet leaves room
+    /// for one that somebody waits for.
+    fn has_turn(&self, demand: Demand, load: Load, options: &StoreOptions) -> bool {
+        let Some(max) = options.max_ranges else { return true };
+        match demand {
+            Demand::Read => load.transfers < max.max(1),
+            Demand::Trace | Demand::ReadAhead => load.transfers < max.saturating_sub(1).max(1),
+            Demand::Fill => self.transfers.len() < max.max(1),
+        }
+    }
+
     /// Whether the last `got` bytes, `first` of their transfer or not, were those after which more may be asked for.
     pub(super) fn has_room_after(&self, got: u64, first: bool) -> bool {
         if self.queue.is_empty() && self.fill.is_empty() {
@@ -148,7 +162,8 @@ impl Inner {
             for ticket in &self.queue {
                 let urgent = ticket.demand == Demand::Read;
                 // What comes after it in the queue is not admitted either.
-                if !urgent && !self.admits_ahead(ticket.demand, load, options) {
+                let admitted = urgent || self.admits_ahead(ticket.demand, load, options);
+                if !admitted || !self.has_turn(ticket.demand, load, options) {
                     break;
                 }
                 if urgent && load.reads >= options.max_fetches {
@@ -263,6 +278,9 @@ impl Inner {
             return earlier(wake, at);
         }
         loop {
+            if !self.has_turn(Demand::Fill, Load::default(), options) {
+                return;
+            }
             let host_is_free = |hosts: &mut std::collections::HashMap<Arc<str>, Host>, name: &Arc<str>| {
                 let host = hosts.entry(Arc::clone(name)).or_insert_with(|| Host::new(options));
                 if let Some(at) = host.not_before.filter(|at| *at > now) {

@@ -16,10 +16,10 @@ use oci_spec::image::Digest;
 use reqwest::{Response, StatusCode, Url};
 use std::ops::Range;
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 
 impl Inner {
-    /// Asks each endpoint once: the caller knows better than this what is worth another try, and when.
+    /// Asks each endpoint once: the caller knows better than this what is worth another try, and when. Nor does it wait for a turn: a stream that is left alone in
+    /// favour of another would keep it, and that other would wait for it.
     pub(super) async fn blob_range(
         self: &Arc<Self>,
         repository: &Repository,
@@ -31,14 +31,13 @@ impl Inner {
             return Ok(RangeStream { size, inner: futures_util::stream::empty().boxed() });
         }
         let wanted = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
-        let turn = self.turn().await;
         let mut attempts = self.blob_attempts(repository, digest).await?.once();
         loop {
             let call = Self::blob_call(&attempts.endpoint()?, repository, Method::GET, digest)?;
             let call = call.header(RANGE, &wanted);
             match self.open_range(&call, digest, &range).await {
                 Ok(reading) => {
-                    let inner = try_unfold(Reading { _turn: turn, ..reading }, |mut reading| async move {
+                    let inner = try_unfold(reading, |mut reading| async move {
                         Ok(reading.next().await?.map(|piece| (piece, reading)))
                     });
                     return Ok(RangeStream { size, inner: inner.boxed() });
@@ -55,6 +54,7 @@ impl Inner {
     ) -> Result<bool, RegistryError> {
         let key: Key = (repository.clone(), digest.clone());
         if self.redirects.endpoint(&key).is_none() {
+            let _turn = self.turn().await;
             let byte = self.blob_range(repository, digest, 0..1).await?;
             // To the end, so that the connection can be used again.
             byte.try_for_each(|_| std::future::ready(Ok(()))).await?;
@@ -120,7 +120,6 @@ impl Inner {
             return Err(too_short(call.what, response.url(), range.end, whole));
         }
         Ok(Reading {
-            _turn: None,
             inner: self.clone(),
             repository: call.repository.clone(),
             what: call.what.to_owned(),
@@ -136,7 +135,6 @@ impl Inner {
 
 /// A range on its way.
 struct Reading {
-    _turn: Option<OwnedSemaphorePermit>,
     inner: Arc<Inner>,
     repository: Repository,
     what: String,
