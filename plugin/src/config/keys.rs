@@ -218,7 +218,7 @@ tables! {
         drop_policy "background_fetch.drop_policy": Choice(&["newest", "oldest"]) = "newest";
         /// Bytes a second at most, such as "10mb"; empty for the speed of the link (ours).
         bytes_per_sec "background_fetch.bytes_per_sec": Size = "";
-        /// Milliseconds before a layer is looked at again of which everything missing has failed lately (ours).
+        /// Milliseconds before a layer is looked at again of which everything missing has failed lately, or whose registry has failed; then twice as long after each further failure, up to 256 times (ours).
         retry_msec "background_fetch.retry_msec": Int(MILLISECONDS) = 1_000;
         /// Accepted for upstream's sake.
         emit_metric_period_sec "background_fetch.emit_metric_period_sec": Int(NATURAL) = 10;
@@ -318,7 +318,7 @@ tables! {
         greet_sec "deadlines.greet_sec": Int(SECONDS) = 10;
         /// Seconds that a credential helper of docker's may take.
         credential_helper_sec "deadlines.credential_helper_sec": Int(SECONDS) = 30;
-        /// Seconds that a registry is left alone at most, whatever its Retry-After says.
+        /// Seconds that a registry is left alone at most, whatever its Retry-After says; so long one that has refused a layer is asked for that only by who waits and has no other.
         retry_after_sec "deadlines.retry_after_sec": Int(SECONDS) = 60;
         /// Seconds that putting an index into containerd's store may wait for another who does, and that it is protected from garbage collection meanwhile.
         store_sec "deadlines.store_sec": Int(SECONDS) = 600;

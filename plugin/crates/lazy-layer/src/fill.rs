@@ -10,9 +10,13 @@ use tokio::time::Instant;
 use crate::disk::states::State;
 use crate::layer::{Layer, LayerId};
 use crate::options::{DropPolicy, StoreOptions};
+use crate::source::SourceError;
+use crate::sources::AttachedSource;
 
 /// The first range after somebody waited; each further one is twice as long.
 const FIRST: u64 = 1 << 20;
+/// How often the pause after a failure doubles.
+const DOUBLINGS: u32 = 8;
 
 /// The layers that are to be completed, in the order in which they came.
 #[derive(Debug)]
@@ -31,6 +35,28 @@ struct Filling {
     /// Where to look on.
     cursor: usize,
     not_before: Option<Instant>,
+    trouble: Trouble,
+}
+
+/// What a layer's sources have made of being asked in the background.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Failures in a row.
+    failures: u32,
+    /// All failures: which source is asked.
+    turn: u32,
+    rests_until: Option<Instant>,
+    said: bool,
+}
+
+/// Whether a layer can be asked for.
+pub(crate) enum Ask {
+    /// This source of it, which is on this host.
+    Now(AttachedSource, Arc<str>),
+    /// Not before then.
+    Later(Instant),
+    /// Not before something that is under way has ended.
+    Busy,
 }
 
 /// What to fetch next.
@@ -43,8 +69,8 @@ pub(crate) enum Next {
     Complete(Arc<Layer>),
     /// This span is here, and has to be compared with its checksum.
     Suspect(Arc<Layer>, usize),
-    /// These spans are not here.
-    Missing(Arc<Layer>, Range<usize>),
+    /// These spans are not here. The source to ask, and its host.
+    Missing(Arc<Layer>, Range<usize>, AttachedSource, Arc<str>),
 }
 
 /// What was found in a layer.
@@ -68,10 +94,12 @@ impl Fill {
     /// A layer has a source. Whether it is one that was not known, and is to be completed.
     pub(crate) fn add(&mut self, layer: &Arc<Layer>, options: &StoreOptions) -> bool {
         self.layers.retain(|filling| filling.layer.strong_count() > 0);
-        if options.fill.disable
-            || layer.is_complete()
-            || self.layers.iter().any(|known| known.id == layer.id())
-        {
+        if let Some(filling) = self.filling(layer) {
+            // Those were other sources.
+            filling.trouble.over();
+            return false;
+        }
+        if options.fill.disable || layer.is_complete() {
             return false;
         }
         if self.layers.len() >= options.fill.max_queue {
@@ -81,9 +109,46 @@ impl Fill {
                 DropPolicy::Oldest => drop(self.layers.pop_front()),
             }
         }
-        let layer = Filling { id: layer.id(), layer: Arc::downgrade(layer), cursor: 0, not_before: None };
-        self.layers.push_back(layer);
+        self.layers.push_back(Filling {
+            id: layer.id(),
+            layer: Arc::downgrade(layer),
+            cursor: 0,
+            not_before: None,
+            trouble: Trouble::default(),
+        });
         true
+    }
+
+    fn filling(&mut self, layer: &Layer) -> Option<&mut Filling> {
+        self.layers.iter_mut().find(|filling| filling.id == layer.id())
+    }
+
+    /// A source of the layer failed when it was asked in the background: the layer is left alone for a while.
+    pub(crate) fn failed(
+        &mut self,
+        layer: &Layer,
+        error: &SourceError,
+        options: &StoreOptions,
+        now: Instant,
+    ) {
+        let Some(filling) = self.filling(layer) else { return };
+        let trouble = &mut filling.trouble;
+        if !trouble.add(options.fill.retry, now) {
+            return;
+        }
+        let (layer, failures) = (&layer.key().layer, trouble.failures);
+        if std::mem::replace(&mut trouble.said, true) {
+            tracing::debug!(%layer, failures, %error, "a layer cannot be fetched in the background now");
+        } else {
+            tracing::warn!(%layer, %error, "a layer cannot be fetched in the background now, and is tried again");
+        }
+    }
+
+    /// A source of the layer delivered.
+    pub(crate) fn delivered(&mut self, layer: &Layer) {
+        if let Some(filling) = self.filling(layer) {
+            filling.trouble.over();
+        }
     }
 
     /// Somebody waits: what comes after that begins small.
@@ -106,13 +171,15 @@ impl Fill {
         self.not_before = self.not_before.max(Some(now + pause));
     }
 
-    /// Looks for something to fetch. `pace` is how many bytes a range should have by the speed of the link, 0 if that is not known; `wanted` tells spans that have a wish already.
+    /// Looks for something to fetch. `pace` is how many bytes a range should have by the speed of the link, 0 if that is not known; `wanted` tells spans that have a wish already,
+    /// `ask` whether a layer can be asked for, after so many failures: one that cannot holds up no other.
     pub(crate) fn next(
         &mut self,
         options: &StoreOptions,
         pace: u64,
         now: Instant,
         wanted: impl Fn(LayerId, usize) -> bool,
+        mut ask: impl FnMut(&Layer, u32) -> Ask,
     ) -> Next {
         if let Some(at) = self.not_before.filter(|at| *at > now) {
             return Next::Later(at);
@@ -124,23 +191,32 @@ impl Fill {
         if let Some(rate) = options.fill.bytes_per_second {
             limit = limit.min(rate.get());
         }
-        let mut later = None;
+        let mut later: Option<Instant> = None;
+        let mut put_off = |until: Instant| later = Some(later.map_or(until, |known| known.min(until)));
         let mut at = 0;
         while let Some(filling) = self.layers.get_mut(at) {
             let Some(layer) = filling.layer.upgrade().filter(|layer| !layer.sources().is_empty()) else {
                 self.layers.remove(at);
                 continue;
             };
-            if let Some(at) = filling.not_before.filter(|at| *at > now) {
-                later = Some(later.map_or(at, |known: Instant| known.min(at)));
+            if let Some(until) = filling.not_before.filter(|until| *until > now) {
+                put_off(until);
             } else {
-                match find(&layer, &mut filling.cursor, limit, now, &wanted) {
-                    Found::Run(spans) => return Next::Missing(layer, spans),
+                let trouble = &filling.trouble;
+                match find(&layer, filling.cursor, limit, now, &wanted) {
+                    Found::Run(spans) => match trouble.rests_until.filter(|until| *until > now) {
+                        Some(until) => put_off(until),
+                        None => match ask(&layer, trouble.turn) {
+                            Ask::Now(source, host) => return Next::Missing(layer, spans, source, host),
+                            Ask::Later(until) => put_off(until),
+                            Ask::Busy => {}
+                        },
+                    },
                     Found::Suspect(span) => return Next::Suspect(layer, span),
                     Found::Later => {
                         let rest = now + options.fill.retry;
                         filling.not_before = Some(rest);
-                        later = Some(later.map_or(rest, |known: Instant| known.min(rest)));
+                        put_off(rest);
                     }
                     Found::Nothing => {
                         self.layers.remove(at);
@@ -162,7 +238,7 @@ impl Fill {
         options: &StoreOptions,
         now: Instant,
     ) {
-        if let Some(filling) = self.layers.iter_mut().find(|filling| filling.id == layer.id()) {
+        if let Some(filling) = self.filling(layer) {
             filling.cursor = spans.end;
         }
         self.step = self.step.saturating_mul(2).min(options.max_range.max(FIRST));
@@ -176,10 +252,28 @@ impl Fill {
     }
 }
 
+impl Trouble {
+    /// Ranges that were asked for together fail together: that is once, and not news.
+    fn add(&mut self, retry: Duration, now: Instant) -> bool {
+        if self.rests_until.is_some_and(|until| until > now) {
+            return false;
+        }
+        self.rests_until = Some(now + retry.saturating_mul(1 << self.failures.min(DOUBLINGS)));
+        self.failures = self.failures.saturating_add(1);
+        self.turn = self.turn.wrapping_add(1);
+        true
+    }
+
+    /// The source that is asked now is the right one.
+    fn over(&mut self) {
+        (self.failures, self.rests_until) = (0, None);
+    }
+}
+
 /// The next run of spans that are not here, from the cursor on and then from the beginning.
 fn find(
     layer: &Layer,
-    cursor: &mut usize,
+    cursor: usize,
     limit: u64,
     now: Instant,
     wanted: &impl Fn(LayerId, usize) -> bool,
@@ -194,7 +288,7 @@ fn find(
         }
         Some(slot.state())
     };
-    let start = (*cursor).min(count);
+    let start = cursor.min(count);
     for span in (start..count).chain(0..start) {
         match free(span, &mut waits) {
             None => {}
@@ -215,4 +309,29 @@ fn find(
         }
     }
     if waits { Found::Later } else { Found::Nothing }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_in_trouble_is_asked_for_less_and_less() {
+        let (start, retry) = (Instant::now(), Duration::from_secs(1));
+        let mut trouble = Trouble::default();
+        let mut now = start;
+        let mut rests = Vec::new();
+        for _ in 0..11 {
+            assert!(trouble.add(retry, now));
+            assert!(!trouble.add(retry, now), "of the same time");
+            let until = trouble.rests_until.unwrap();
+            rests.push(until.duration_since(now).as_secs());
+            now = until;
+        }
+        assert_eq!(rests, [1, 2, 4, 8, 16, 32, 64, 128, 256, 256, 256]);
+        trouble.over();
+        assert!(trouble.add(retry, now));
+        assert_eq!(trouble.rests_until.unwrap(), now + retry);
+        assert_eq!(trouble.turn, 12, "another source each time");
+    }
 }

@@ -38,7 +38,8 @@ pub struct StoreOptions {
     pub max_connections_per_host: usize,
     /// Hosts that are remembered though nothing is asked of them. Default 1024.
     pub max_hosts: usize,
-    /// No host is left alone for longer than this, whatever it asks for (`Retry-After`). Default 60 s.
+    /// No host is left alone for longer than this, whatever it asks for (`Retry-After`); and so long a source that has refused is asked after all others, and not for
+    /// what nobody waits for. Default 60 s.
     pub longest_rest: Duration,
     /// Compressed bytes that have come and were not inflated yet, over all layers; at so many, no more are taken from the network. Each ranged read can go
     /// one piece (as the network gives them) beyond. Default 16 MiB.
@@ -121,7 +122,8 @@ pub struct FillOptions {
     pub period: Duration,
     /// Bytes a second at most. Default none.
     pub bytes_per_second: Option<NonZeroU64>,
-    /// When everything that a layer misses has failed lately, it is looked at again after this. Default 1 s.
+    /// When everything that a layer misses has failed lately, it is looked at again after this. When its sources fail, after this, too, and twice as long after each further
+    /// failure, up to 256 times. Default 1 s.
     pub retry: Duration,
     /// Layers that wait for it at the same time. Default 1024.
     pub max_queue: usize,
@@ -171,9 +173,9 @@ impl StoreOptions {
             max_backoff: Duration::from_secs(5),
             max_retries: None,
             span_attempts: 3,
+            max_ranges: None,
             max_fetches: 32,
             max_connections_per_host: 16,
-            max_ranges: None,
             max_hosts: 1024,
             longest_rest: Duration::from_secs(60),
             max_bytes_in_flight: 16 << 20,

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::source::BlobSource;
 
@@ -15,6 +17,8 @@ pub(crate) struct SourceId(u64);
 pub(crate) struct AttachedSource {
     pub(crate) id: SourceId,
     pub(crate) source: Arc<dyn BlobSource>,
+    /// It has refused, which is believed until then.
+    refuses_until: Arc<Mutex<Option<Instant>>>,
 }
 
 /// The sources of one layer, newest first.
@@ -37,7 +41,7 @@ impl Sources {
         self.0.send_modify(|list| {
             id = SourceId(list.next);
             list.next = list.next.wrapping_add(1);
-            list.attached.insert(0, AttachedSource { id, source });
+            list.attached.insert(0, AttachedSource { id, source, refuses_until: Arc::default() });
         });
         id
     }
@@ -55,11 +59,58 @@ impl Sources {
         self.0.borrow().attached.is_empty()
     }
 
+    /// The source to ask after so many failures in a row: the newest, and another one after each; not one of `refused`. One that has refused lately is asked only if
+    /// somebody `waits`, and no other is left.
+    pub(crate) fn choose(
+        &self,
+        failures: u32,
+        refused: &[SourceId],
+        waits: impl FnOnce() -> bool,
+        now: Instant,
+    ) -> Option<AttachedSource> {
+        let list = self.0.borrow();
+        let left = || list.attached.iter().filter(|attached| !refused.contains(&attached.id));
+        let mut usable: Vec<_> = left().filter(|attached| attached.refuses(now).is_none()).collect();
+        if usable.is_empty() && waits() {
+            usable = left().collect();
+        }
+        let turn = usize::try_from(failures).ok()?.checked_rem(usable.len())?;
+        usable.into_iter().nth(turn).cloned()
+    }
+
+    /// Whether all there are have refused lately.
+    pub(crate) fn all_refuse(&self, now: Instant) -> bool {
+        self.0.borrow().attached.iter().all(|attached| attached.refuses(now).is_some())
+    }
+
+    /// When the first that has refused lately is asked again.
+    pub(crate) fn asked_again_at(&self, now: Instant) -> Option<Instant> {
+        self.0.borrow().attached.iter().filter_map(|attached| attached.refuses(now)).min()
+    }
+
     /// Resolves when the source has been detached.
     pub(crate) async fn detached(&self, id: SourceId) {
         let mut changes = self.0.subscribe();
         let gone = |list: &List| !list.attached.iter().any(|attached| attached.id == id);
         // The sender lives as long as `self`, so this cannot fail.
         let _ = changes.wait_for(gone).await;
+    }
+}
+
+// === impl AttachedSource ===
+
+impl AttachedSource {
+    /// It will not deliver (gone, forbidden), or so it says: it is asked after all others until then, and not for what nobody waits for.
+    pub(crate) fn refused(&self, until: Instant) {
+        *self.refuses_until.lock() = Some(until);
+    }
+
+    /// It has delivered.
+    pub(crate) fn delivered(&self) {
+        *self.refuses_until.lock() = None;
+    }
+
+    fn refuses(&self, now: Instant) -> Option<Instant> {
+        self.refuses_until.lock().filter(|until| *until > now)
     }
 }

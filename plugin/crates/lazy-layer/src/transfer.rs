@@ -166,7 +166,7 @@ impl Transfer {
         }
         let landing = self.landing.take();
         let partial = landing.is_some().then_some(self.spans.start);
-        self.engine.ended(self.id, &self.layer, self.source.id, partial, outcome);
+        self.engine.ended(self.id, &self.layer, &self.source, partial, outcome);
         if let Some(landing) = landing {
             landing.end(End::Aborted, crate::demand::Demand::Read);
         }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Board, Flying, Gate, Inner, Outbox, Phase, Ticket, TransferId, Wish};
 use crate::demand::Demand;
 use crate::engine::Engine;
-use crate::fill::Next;
+use crate::fill::{Ask, Next};
 use crate::layer::{Layer, LayerId};
 use crate::link::Host;
 use crate::options::StoreOptions;
@@ -175,7 +175,7 @@ impl Inner {
                     earlier(wake, at);
                     continue;
                 }
-                let Some(source) = wish.tries.choose(&wishes.layer) else {
+                let Some(source) = wish.tries.choose(&wishes.layer, ticket.span, now) else {
                     hopeless = Some(*ticket);
                     break;
                 };
@@ -281,22 +281,27 @@ impl Inner {
             if !self.has_turn(Demand::Fill, Load::default(), options) {
                 return;
             }
-            let host_is_free = |hosts: &mut std::collections::HashMap<Arc<str>, Host>, name: &Arc<str>| {
-                let host = hosts.entry(Arc::clone(name)).or_insert_with(|| Host::new(options));
+            let hosts = &mut self.hosts;
+            let ask = |layer: &Layer, turn: u32| {
+                let Some(source) = layer.sources().choose(turn, &[], || false, now) else {
+                    return layer.sources().asked_again_at(now).map_or(Ask::Busy, Ask::Later);
+                };
+                let name = source.source.host();
+                let host = hosts.entry(Arc::clone(&name)).or_insert_with(|| Host::new(options));
                 if let Some(at) = host.not_before.filter(|at| *at > now) {
-                    return Err(Some(at));
+                    return Ask::Later(at);
                 }
                 if host.busy >= host.limit() {
                     host.wants_more(now);
-                    return Err(None);
+                    return Ask::Busy;
                 }
-                Ok(())
+                Ask::Now(source, name)
             };
             let wanted = |layer: LayerId, span: usize| {
                 self.layers.get(&layer).is_some_and(|wishes| wishes.spans.contains_key(&span))
             };
             let pace = self.link.rate() / 5;
-            let (layer, spans) = match self.fill.next(options, pace, now, wanted) {
+            let (layer, spans, source, host) = match self.fill.next(options, pace, now, wanted, ask) {
                 Next::Nothing => return,
                 Next::Later(at) => return earlier(wake, at),
                 Next::Complete(layer) => {
@@ -310,22 +315,15 @@ impl Inner {
                     self.want(&layer, span, Demand::Fill, batch, now, out);
                     continue;
                 }
-                Next::Missing(layer, spans) => (layer, spans),
+                Next::Missing(layer, spans, source, host) => (layer, spans, source, host),
             };
-            let Some(source) = layer.sources().list().into_iter().next() else { return };
-            let name = source.source.host();
-            match host_is_free(&mut self.hosts, &name) {
-                Err(Some(at)) => return earlier(wake, at),
-                Err(None) => return,
-                Ok(()) => {}
-            }
             let bytes = layer.compressed(&spans);
             self.fill.begun(&layer, &spans, bytes.end.saturating_sub(bytes.start), options, now);
             let batch = self.number();
             for span in spans.clone() {
                 self.want(&layer, span, Demand::Fill, batch, now, out);
             }
-            let plan = Plan { layer, source, host: name, demand: Demand::Fill, spans };
+            let plan = Plan { layer, source, host, demand: Demand::Fill, spans };
             let transfer = self.launch(engine, plan, now);
             out.launch(transfer);
         }
@@ -346,7 +344,7 @@ impl Run<'_> {
     fn from(&self, span: usize, demand: Demand, limit: u64, follow: u64) -> Range<usize> {
         let mut end = span.saturating_add(1);
         let (mut bytes, mut behind) = (self.len(span), 0u64);
-        while let Some(wish) = self.wishes.get(&end).filter(|wish| self.fits(wish)) {
+        while let Some(wish) = self.wishes.get(&end).filter(|wish| self.fits(end, wish)) {
             let len = self.len(end);
             if wish.demand <= demand && behind == 0 && bytes.saturating_add(len) <= limit {
                 bytes = bytes.saturating_add(len);
@@ -363,10 +361,10 @@ impl Run<'_> {
         span..end
     }
 
-    fn fits(&self, wish: &Wish) -> bool {
+    fn fits(&self, span: usize, wish: &Wish) -> bool {
         matches!(wish.phase, Phase::Queued)
             && wish.not_before.is_none_or(|at| at <= self.now)
-            && wish.tries.choose(self.layer).is_some_and(|source| source.id == self.source.id)
+            && wish.tries.choose(self.layer, span, self.now).is_some_and(|source| source.id == self.source.id)
     }
 
     fn len(&self, span: usize) -> u64 {

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::error::ReadError;
 use crate::layer::Layer;
 use crate::source::SourceError;
-use crate::sources::SourceId;
+use crate::sources::{AttachedSource, SourceId};
 
 /// Identity of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,7 +89,7 @@ impl Engine {
         self: &Arc<Self>,
         id: TransferId,
         layer: &Arc<Layer>,
-        source: SourceId,
+        source: &AttachedSource,
         partial: Option<usize>,
         outcome: Outcome,
     ) {
@@ -103,6 +103,21 @@ impl Engine {
                     host.overloaded(rest, now);
                 }
             }
+            match &outcome {
+                Outcome::Done if flying.answered => {
+                    source.delivered();
+                    board.fill.delivered(layer);
+                }
+                Outcome::Failed(error) => {
+                    if !error.is_transient() {
+                        source.refused(now + self.options.longest_rest);
+                    }
+                    if flying.demand == Demand::Fill {
+                        board.fill.failed(layer, error, &self.options, now);
+                    }
+                }
+                _ => {}
+            }
             out.open_gate = true;
             let moving = |phase: &Phase| matches!(phase, Phase::Moving(mover) if *mover == id);
             let Some(wishes) = board.layers.get_mut(&flying.layer) else { return };
@@ -115,7 +130,7 @@ impl Engine {
                 })
                 .collect();
             for (position, span) in left.into_iter().enumerate() {
-                board.left_over(self, layer, source, span, position == 0, &outcome, now, out);
+                board.left_over(self, layer, source.id, span, position == 0, &outcome, now, out);
             }
         });
     }

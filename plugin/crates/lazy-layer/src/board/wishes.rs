@@ -176,6 +176,9 @@ impl Inner {
             }
             return;
         }
+        if demand != Demand::Read && !slot.is_awaited() && layer.sources().all_refuse(now) {
+            return;
+        }
         if demand > Demand::Trace && not_before.is_some() {
             return;
         }
@@ -327,12 +330,10 @@ impl Inner {
 
 impl Tries {
     /// The source to ask: the newest that has not refused, another one after each failure.
-    pub(super) fn choose(&self, layer: &Layer) -> Option<AttachedSource> {
-        let mut usable = layer.sources().list();
-        usable.retain(|attached| !self.refused.contains(&attached.id));
+    pub(super) fn choose(&self, layer: &Layer, span: usize, now: Instant) -> Option<AttachedSource> {
         let failures = self.transient.saturating_add(self.wrong);
-        let turn = usize::try_from(failures).ok()?.checked_rem(usable.len())?;
-        usable.into_iter().nth(turn)
+        let waits = || layer.slot(span).is_some_and(crate::layer::Slot::is_awaited);
+        layer.sources().choose(failures, &self.refused, waits, now)
     }
 
     /// What to tell readers when no source is left.

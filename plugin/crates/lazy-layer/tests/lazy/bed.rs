@@ -36,6 +36,8 @@ pub enum Fault {
     /// So many reads are a byte short.
     Short(u32),
     Gone,
+    /// The host wants no request for so long.
+    Busy(Duration),
     /// Until the fault is changed.
     Hang,
     None,
@@ -45,6 +47,7 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct Source {
     blob: Bytes,
+    host: &'static str,
     fault: watch::Sender<Fault>,
     pub asked: Mutex<Vec<Range<u64>>>,
 }
@@ -55,7 +58,13 @@ impl Source {
     }
 
     pub fn with(blob: &Bytes, fault: Fault) -> Arc<Self> {
-        Arc::new(Self { blob: blob.clone(), fault: watch::Sender::new(fault), asked: Mutex::default() })
+        Self::on("memory", blob, fault)
+    }
+
+    /// On a host of this name.
+    pub fn on(host: &'static str, blob: &Bytes, fault: Fault) -> Arc<Self> {
+        let fault = watch::Sender::new(fault);
+        Arc::new(Self { blob: blob.clone(), host, fault, asked: Mutex::default() })
     }
 
     pub fn set(&self, fault: Fault) {
@@ -81,7 +90,7 @@ impl Source {
 
 impl BlobSource for Source {
     fn host(&self) -> Arc<str> {
-        "memory".into()
+        self.host.into()
     }
 
     fn read(&self, range: Range<CompressedOffset>) -> ByteStream {
@@ -98,6 +107,7 @@ impl BlobSource for Source {
                     Ok(bytes)
                 }
                 Fault::Fail(_) => Err(SourceError::transient("told to fail")),
+                Fault::Busy(rest) => Err(SourceError::busy("told to be busy", Some(rest))),
                 Fault::Gone => Err(SourceError::permanent("told to be gone")),
                 Fault::Flip(_) => {
                     let mut wrong = bytes.to_vec();
@@ -203,6 +213,14 @@ impl Bed {
     pub fn directory(&self, made: &Made) -> PathBuf {
         let key = made.key();
         self.root.path().join("layers").join(format!("{}-{}", key.layer.digest(), key.ztoc.digest()))
+    }
+}
+
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

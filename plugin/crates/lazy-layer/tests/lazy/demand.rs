@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lazy_layer::{Attachment, BlobSource, Layer, SourceError, StoreOptions};
 
-use crate::bed::{Asked, Bed, Fault, PATIENCE, Source, ask, asked_for, nid, read_all};
-use crate::making::{Made, Random, Shape, append};
+use crate::bed::{Asked, Bed, Fault, Source, ask, asked_for, nid, read_all, wait_until};
+use crate::making::{Made, Random, Shape};
 use crate::script::{Request, Script};
 
 const SPAN: u64 = 128 << 10;
@@ -16,17 +16,8 @@ fn large() -> Made {
     plain(SPAN)
 }
 
-/// A plain layer of files that fill a span each, with their headers.
 fn plain(span: u64) -> Made {
-    let mut random = Random::new(31);
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut files = Vec::new();
-    for number in 0..SPANS {
-        let content = random.bytes(span as usize - 512);
-        append(&mut tar, &format!("{number}"), 0o644, &content);
-        files.push((format!("{number}"), content));
-    }
-    Made::of_tar(tar.into_inner().unwrap(), files, Shape::Plain, span)
+    Made::file_per_span(31, SPANS, span)
 }
 
 fn scripted(
@@ -57,14 +48,6 @@ fn bytes_of(span: u64) -> std::ops::Range<u64> {
 fn check(made: &Made, span: u64, asked: Asked) {
     let start = (SPAN / 2) as usize;
     assert_eq!(asked.wait().unwrap(), made.files[span as usize].1[start..start + 100]);
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = std::time::Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]

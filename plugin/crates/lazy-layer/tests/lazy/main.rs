@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod background;
 mod bed;
 mod demand;
 mod disk;

@@ -66,6 +66,18 @@ pub struct Made {
 }
 
 impl Made {
+    /// A plain layer of files that fill a span each, with their headers.
+    pub fn file_per_span(seed: u64, files: u64, span: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mut tar = tar::Builder::new(Vec::new());
+        let contents = (0..files).map(|number| (format!("{number}"), random.bytes(span as usize - 512)));
+        let files: Vec<_> = contents.collect();
+        for (name, content) in &files {
+            append(&mut tar, name, 0o644, content);
+        }
+        Self::of_tar(tar.into_inner().unwrap(), files, Shape::Plain, span)
+    }
+
     /// A layer of random files and one of everything else.
     pub fn random(seed: u64, shape: Shape, files: u64, span_size: u64) -> Self {
         let mut random = Random::new(seed);
