@@ -423,7 +423,7 @@ tables! {
         inflate_threads "limits.inflate_threads": Int(0..=1_024) = 0;
         /// Threads for what waits for the disk or the kernel: transactions, directories, mounts, unpacking.
         blocking_threads "limits.blocking_threads": Int(16..=65_536) = 512;
-        /// Requests for spans that readers wait for at the same time, for the whole daemon.
+        /// Requests for spans that readers wait for at the same time, for the whole daemon; a registry that has fewer than an eighth of that is asked all the same.
         fetches "limits.fetches": Int(1..=4_096) = 32;
         /// Requests to one registry at the same time for spans that nobody waits for; begins with 4, more are taken while they bring more.
         connections_per_host "limits.connections_per_host": Int(1..=1_024) = 16;

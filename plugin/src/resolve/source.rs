@@ -37,8 +37,9 @@ impl BlobSource for RegistryBlob {
     }
 }
 
+/// A host that does not answer in time is asked for less at a time, as one that says that it has too much to do.
 fn failed(error: RegistryError) -> SourceError {
-    if error.is_overload() {
+    if error.is_overload() || matches!(error.answer(), RegistryError::Timeout { .. }) {
         let retry_after = error.retry_after();
         SourceError::busy(error, retry_after)
     } else if error.is_transient() {
@@ -132,6 +133,20 @@ mod tests {
                 std::thread::park();
             }
         }
+    }
+
+    #[test]
+    fn a_host_that_is_silent_is_taken_for_a_busy_one() {
+        let timeout = || RegistryError::Timeout { host: "host".to_owned(), after: PATIENCE };
+        let endpoints =
+            RegistryError::Endpoints { tried: vec!["mirror".to_owned()], last: Box::new(timeout()) };
+        for error in [timeout(), endpoints] {
+            let shown = format!("{:?}", failed(error));
+            assert!(shown.contains("Busy"), "{shown}");
+        }
+        let length =
+            RegistryError::Length { host: "host".to_owned(), what: String::new(), expected: 2, actual: 1 };
+        assert!(!format!("{:?}", failed(length)).contains("Busy"));
     }
 
     #[test]

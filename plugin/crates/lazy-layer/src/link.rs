@@ -87,7 +87,7 @@ impl Link {
 const FIRST: usize = 4;
 /// How long a number of connections is tried.
 const TRIAL: Duration = Duration::from_millis(300);
-/// How long it stays when a larger one was of no use.
+/// How long it stays when a larger one was of no use, and what somebody waits for keeps to it, too, when the host has complained.
 const HOLD: Duration = Duration::from_secs(10);
 
 /// One host, and how many requests at the same time it is asked for what nobody waits for.
@@ -98,8 +98,12 @@ pub(crate) struct Host {
     limit: usize,
     /// Under way, of any kind.
     pub(crate) busy: usize,
+    /// Those of them that somebody waits for.
+    pub(crate) reads: usize,
     /// It wants no request before.
     pub(crate) not_before: Option<Instant>,
+    /// It has complained lately.
+    spared_until: Option<Instant>,
     trial: Option<Trial>,
     hold_until: Option<Instant>,
 }
@@ -120,7 +124,9 @@ impl Host {
             longest_rest: options.longest_rest,
             limit: FIRST.min(max),
             busy: 0,
+            reads: 0,
             not_before: None,
+            spared_until: None,
             trial: None,
             hold_until: None,
         }
@@ -128,6 +134,16 @@ impl Host {
 
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// Until when no more may be under way at it that somebody waits for: after a complaint it is as many as the limit has.
+    pub(crate) fn spared_until(&self, now: Instant) -> Option<Instant> {
+        self.spared_until.filter(|until| *until > now && self.reads >= self.limit)
+    }
+
+    /// Whether it would be another one if it were forgotten.
+    pub(crate) fn is_remembered(&self, now: Instant) -> bool {
+        self.busy > 0 || self.not_before.max(self.spared_until).is_some_and(|until| until > now)
     }
 
     /// More would be under way if the limit let it: sees whether more bring more.
@@ -171,6 +187,7 @@ impl Host {
         self.limit = (self.limit / 2).max(1);
         self.trial = None;
         self.hold_until = Some(now + HOLD);
+        self.spared_until = self.hold_until;
         if let Some(rest) = rest {
             self.not_before = self.not_before.max(Some(now + rest.min(self.longest_rest)));
         }
@@ -230,5 +247,25 @@ mod tests {
         assert_eq!((host.limit(), host.not_before), (2, Some(at(start, 2_000))));
         host.overloaded(Some(Duration::from_secs(7_000)), start);
         assert_eq!((host.limit(), host.not_before), (1, Some(at(start, 60_000))));
+    }
+
+    #[test]
+    fn a_host_that_has_complained_is_spared_for_a_while() {
+        let start = Instant::now();
+        let mut host = host(32);
+        host.reads = 20;
+        assert_eq!(host.spared_until(start), None);
+        // It did not answer in time.
+        host.overloaded(None, start);
+        assert_eq!((host.limit(), host.not_before), (2, None));
+        let until = at(start, 10_000);
+        assert_eq!(host.spared_until(start), Some(until));
+        host.reads = 1;
+        assert_eq!(host.spared_until(start), None, "one more is within the limit");
+        host.reads = 2;
+        assert_eq!((host.spared_until(start), host.spared_until(until)), (Some(until), None));
+        assert!(host.is_remembered(start) && !host.is_remembered(until));
+        host.overloaded(Some(Duration::from_secs(30)), start);
+        assert!(host.is_remembered(until), "it wants to be left alone");
     }
 }

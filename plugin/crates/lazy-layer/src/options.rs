@@ -31,7 +31,8 @@ pub struct StoreOptions {
     pub span_attempts: u32,
     /// Ranged reads of sources at the same time, of all kinds; those of the background that are left alone in favour of others do not count. Default: any number.
     pub max_ranges: Option<usize>,
-    /// Ranged reads of sources at the same time that somebody waits for, over all layers. Default 32.
+    /// Ranged reads of sources at the same time that somebody waits for, over all layers. When there are so many, a host is asked all the same as long as it has fewer than an eighth
+    /// of that under way: others may be waiting for one that does not answer. Default 32.
     pub max_fetches: usize,
     /// Ranged reads of one host at the same time that nobody waits for. The engine begins with 4, takes more while that brings more, and fewer when
     /// the host asks for that. Default 16.
@@ -102,6 +103,11 @@ impl StoreOptions {
     /// The pause after that many failures in a row.
     pub(crate) fn backoff(&self, failures: u32) -> Duration {
         self.first_backoff.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.max_backoff)
+    }
+
+    /// So many ranged reads of one host that somebody waits for are under way whatever others do.
+    pub(crate) fn fetches_of_a_host(&self) -> usize {
+        (self.max_fetches / 8).max(1)
     }
 
     /// How long a ranged read of `len` bytes may take.

@@ -19,7 +19,7 @@ pub type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
 /// The engine bounds how long it waits for the stream and drops it when nobody needs it any more. It may leave a stream alone for a while in
 /// favour of another.
 pub trait BlobSource: fmt::Debug + Send + Sync {
-    /// Reads exactly the bytes of `range`, in pieces of any size; fewer or more count as a failed read. A failure is not retried here: the engine does
+    /// Reads the bytes of `range`, in pieces of any size; fewer count as a failed read, and more are not looked at. A failure is not retried here: the engine does
     /// that, and knows best when.
     fn read(&self, range: Range<CompressedOffset>) -> ByteStream;
 

@@ -73,7 +73,7 @@ impl Inner {
     fn dispatch(&mut self, engine: &Arc<Engine>, now: Instant, out: &mut Outbox) {
         self.refresh();
         if self.hosts.len() > engine.options.max_hosts {
-            self.hosts.retain(|_, host| host.busy > 0);
+            self.hosts.retain(|_, host| host.is_remembered(now));
         }
         let mut wake = None;
         if !self.closed {
@@ -166,9 +166,6 @@ impl Inner {
                 if !admitted || !self.has_turn(ticket.demand, load, options) {
                     break;
                 }
-                if urgent && load.reads >= options.max_fetches {
-                    continue;
-                }
                 let Some(wishes) = self.layers.get(&ticket.layer) else { continue };
                 let Some(wish) = wishes.spans.get(&ticket.span) else { continue };
                 if let Some(at) = wish.not_before.filter(|at| *at > now) {
@@ -185,7 +182,16 @@ impl Inner {
                     earlier(wake, at);
                     continue;
                 }
-                if !urgent && host.busy >= host.limit() {
+                if urgent {
+                    if let Some(at) = host.spared_until(now) {
+                        earlier(wake, at);
+                        continue;
+                    }
+                    // One host that does not answer must not keep the readers of all others waiting.
+                    if load.reads >= options.max_fetches && host.reads >= options.fetches_of_a_host() {
+                        continue;
+                    }
+                } else if host.busy >= host.limit() {
                     host.wants_more(now);
                     continue;
                 }
@@ -235,6 +241,7 @@ impl Inner {
         let range = layer.compressed(&spans);
         if let Some(host) = self.hosts.get_mut(&host) {
             host.busy = host.busy.saturating_add(1);
+            host.reads = host.reads.saturating_add(usize::from(demand == Demand::Read));
         }
         let flying = Flying {
             layer: layer.id(),

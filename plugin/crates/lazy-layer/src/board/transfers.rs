@@ -97,6 +97,7 @@ impl Engine {
             let Some(flying) = board.transfers.remove(&id) else { return };
             if let Some(host) = board.hosts.get_mut(&flying.host) {
                 host.busy = host.busy.saturating_sub(1);
+                host.reads = host.reads.saturating_sub(usize::from(flying.demand == Demand::Read));
                 if let Outcome::Failed(error) = &outcome
                     && let Some(rest) = error.busy_for()
                 {
@@ -235,7 +236,12 @@ impl Inner {
                 self.layers.get(&flying.layer).map(|wishes| wishes.spans.range(flying.next..flying.end));
             let moving = wishes.into_iter().flatten().map(|(_, wish)| wish);
             let moving = moving.filter(|wish| matches!(wish.phase, Phase::Moving(mover) if mover == *id));
+            let before = flying.demand;
             flying.demand = moving.map(|wish| wish.demand).min().unwrap_or(Demand::Fill);
+            if let Some(host) = self.hosts.get_mut(&flying.host) {
+                let (was, is) = (before == Demand::Read, flying.demand == Demand::Read);
+                host.reads = host.reads.saturating_add(usize::from(is)).saturating_sub(usize::from(was));
+            }
         }
     }
 

@@ -16,6 +16,7 @@ mod disk;
 mod faults;
 mod forged;
 mod golden;
+mod hosts;
 mod making;
 mod power;
 mod programs;

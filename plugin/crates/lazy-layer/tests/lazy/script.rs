@@ -16,6 +16,7 @@ use crate::bed::PATIENCE;
 /// See the module.
 #[derive(Debug)]
 pub struct Script {
+    host: &'static str,
     blob: Bytes,
     requests: Mutex<Vec<Arc<Request>>>,
     more: Condvar,
@@ -33,7 +34,12 @@ pub struct Request {
 
 impl Script {
     pub fn new(blob: &Bytes) -> Arc<Self> {
-        Arc::new(Self { blob: blob.clone(), requests: Mutex::default(), more: Condvar::new() })
+        Self::on("script", blob)
+    }
+
+    /// On a host of this name.
+    pub fn on(host: &'static str, blob: &Bytes) -> Arc<Self> {
+        Arc::new(Self { host, blob: blob.clone(), requests: Mutex::default(), more: Condvar::new() })
     }
 
     pub fn requests(&self) -> Vec<Arc<Request>> {
@@ -93,7 +99,7 @@ impl Request {
 
 impl BlobSource for Script {
     fn host(&self) -> Arc<str> {
-        "script".into()
+        self.host.into()
     }
 
     fn read(&self, range: Range<CompressedOffset>) -> ByteStream {
