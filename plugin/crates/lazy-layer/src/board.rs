@@ -10,7 +10,7 @@ mod transfers;
 mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::demand::Demand;
 use crate::error::ReadError;
 use crate::fill::Fill;
+use crate::landing::Landing;
 use crate::layer::{Layer, LayerId};
 use crate::link::{Host, Link};
 use crate::source::SourceError;
@@ -82,11 +83,11 @@ enum Phase {
     /// Its bytes are expected from a transfer.
     Moving(TransferId),
     /// All its bytes came: the pool has it.
-    Landing,
+    Landing(Weak<Landing>),
     /// Part of it came and no more will; the pool is putting it away. With an error it fails then.
     Aborting(Option<ReadError>),
-    /// The pool compares what is on disk with its checksum.
-    Rechecking,
+    /// The pool compares what is on disk with its checksum, or is going to.
+    Rechecking { begun: bool },
 }
 
 /// What a wish remembers from try to try.

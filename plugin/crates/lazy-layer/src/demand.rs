@@ -1,7 +1,7 @@
 //! Why bytes are fetched.
 
 /// The kinds of demand, in strict priority: each gives way to those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(crate) enum Demand {
     /// Somebody is blocked until the bytes are here.
@@ -11,6 +11,7 @@ pub(crate) enum Demand {
     /// They are expected to be read next.
     ReadAhead,
     /// Nobody asked for them yet.
+    #[default]
     Fill,
 }
 

@@ -133,6 +133,9 @@ impl Engine {
 
     /// Compares a span with its checksum, on a thread of the pool.
     pub(crate) fn recheck(self: &Arc<Self>, layer: &Arc<Layer>, span: usize, scratch: &mut Scratch) {
+        if !self.begins_recheck(layer, span) {
+            return;
+        }
         let intact = layer.recheck(span, scratch).unwrap_or_else(|error| {
             // The file cannot be read: perhaps it can be written. The fetch will tell.
             tracing::warn!(layer = %layer.key().layer, span, %error, "a span could not be re-checked");

@@ -46,8 +46,12 @@ struct Inbox {
     /// So many of them are in the engine's backlog: those that the pool is to take. The others are less than a batch.
     counted: usize,
     end: Option<End>,
-    /// The pool has a job for it.
-    queued: bool,
+    /// The most urgent that is known.
+    demand: Demand,
+    /// The pool has a job for what is in it, which waits among those for this demand. Jobs that wait for less beside it find nothing to do.
+    queued: Option<Demand>,
+    /// A thread of the pool is taking what is in it.
+    taken: bool,
 }
 
 /// No more bytes will come.
@@ -102,8 +106,17 @@ impl Landing {
         let mut inbox = self.inbox.lock();
         inbox.bytes = inbox.bytes.saturating_add(piece.len());
         inbox.pieces.push_back(piece);
-        if inbox.queued || inbox.bytes >= BATCH {
+        if inbox.taken || inbox.queued.is_some() || inbox.bytes >= BATCH {
             self.call(&mut inbox, demand);
+        }
+    }
+
+    /// The span is wanted more urgently than before: it does not keep its place among the pool's jobs.
+    pub(crate) fn hurry(self: &Arc<Self>, demand: Demand) {
+        let mut inbox = self.inbox.lock();
+        inbox.demand = inbox.demand.min(demand);
+        if inbox.queued.is_some() {
+            self.queue(&mut inbox);
         }
     }
 
@@ -118,14 +131,29 @@ impl Landing {
     fn call(self: &Arc<Self>, inbox: &mut Inbox, demand: Demand) {
         self.engine.backlog.add(inbox.bytes.saturating_sub(inbox.counted));
         inbox.counted = inbox.bytes;
-        if !std::mem::replace(&mut inbox.queued, true) {
-            let landing = Arc::clone(self);
-            self.engine.pool.run(demand, move |scratch| landing.work(scratch));
+        inbox.demand = inbox.demand.min(demand);
+        self.queue(inbox);
+    }
+
+    /// Gives the pool a job, unless it has one that is as urgent, or is at work: one for each kind of demand at most.
+    fn queue(self: &Arc<Self>, inbox: &mut Inbox) {
+        if inbox.taken || inbox.queued.is_some_and(|queued| queued <= inbox.demand) {
+            return;
         }
+        inbox.queued = Some(inbox.demand);
+        let landing = Arc::clone(self);
+        self.engine.pool.run(inbox.demand, move |scratch| landing.work(scratch));
     }
 
     /// Works on what is in the inbox, until there is too little in it.
     fn work(self: &Arc<Self>, scratch: &mut Scratch) {
+        {
+            let mut inbox = self.inbox.lock();
+            if inbox.queued.take().is_none() {
+                return;
+            }
+            inbox.taken = true;
+        }
         loop {
             let (pieces, counted, end) = {
                 let mut inbox = self.inbox.lock();
@@ -151,7 +179,7 @@ impl Landing {
             }
             let mut inbox = self.inbox.lock();
             if inbox.end.is_none() && inbox.bytes < BATCH {
-                inbox.queued = false;
+                inbox.taken = false;
                 self.engine.backlog.sub(std::mem::take(&mut inbox.counted));
                 return;
             }

@@ -33,7 +33,7 @@ impl Scratch {
 }
 
 /// A fixed number of threads and a queue for each kind of demand; what somebody waits for goes first. The queues need no bound of their own: who
-/// queues a job has its bytes counted by the engine, and a span has one job at most. The threads end when the pool is dropped and the queues
+/// queues a job has its bytes counted by the engine, and a span has one job of a kind at most. The threads end when the pool is dropped and the queues
 /// are empty.
 #[derive(Debug)]
 pub(crate) struct Pool {

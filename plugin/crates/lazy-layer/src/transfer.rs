@@ -152,10 +152,9 @@ impl Transfer {
                 break;
             }
             // The board first: the pool may be done at once.
-            self.engine.received(self.id, &self.layer, span);
-            if let Some(landing) = self.landing.take() {
-                landing.end(End::Whole, demand);
-            }
+            self.engine.received(self.id, &self.layer, span, landing);
+            landing.end(End::Whole, demand);
+            self.landing = None;
             self.spans.start = span.saturating_add(1);
         }
     }

@@ -225,7 +225,7 @@ impl Inner {
 
     fn rechecks(&self) -> usize {
         let all = self.layers.values().flat_map(|wishes| wishes.spans.values());
-        all.filter(|wish| matches!(wish.phase, Phase::Rechecking)).count()
+        all.filter(|wish| matches!(wish.phase, Phase::Rechecking { .. })).count()
     }
 
     fn launch(&mut self, engine: &Arc<Engine>, plan: Plan, now: Instant) -> Transfer {

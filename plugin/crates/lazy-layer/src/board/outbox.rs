@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::demand::Demand;
 use crate::engine::Engine;
 use crate::error::ReadError;
+use crate::landing::Landing;
 use crate::layer::Layer;
 use crate::transfer::Transfer;
 
@@ -14,6 +15,7 @@ pub(super) struct Outbox {
     launches: Vec<Transfer>,
     failures: Vec<(Arc<Layer>, usize, ReadError)>,
     rechecks: Vec<(Arc<Layer>, usize, Demand)>,
+    hurries: Vec<(Arc<Landing>, Demand)>,
     complete: Vec<Arc<Layer>>,
     /// Transfers that wait may be allowed to go on.
     pub(super) open_gate: bool,
@@ -32,6 +34,10 @@ impl Outbox {
 
     pub(super) fn recheck(&mut self, layer: &Arc<Layer>, span: usize, demand: Demand) {
         self.rechecks.push((Arc::clone(layer), span, demand));
+    }
+
+    pub(super) fn hurry(&mut self, landing: Option<Arc<Landing>>, demand: Demand) {
+        self.hurries.extend(landing.map(|landing| (landing, demand)));
     }
 
     pub(super) fn complete(&mut self, layer: Arc<Layer>) {
@@ -54,6 +60,9 @@ impl Outbox {
         for (layer, span, demand) in self.rechecks {
             let engine_again = Arc::clone(engine);
             engine.pool.run(demand, move |scratch| engine_again.recheck(&layer, span, scratch));
+        }
+        for (landing, demand) in self.hurries {
+            landing.hurry(demand);
         }
         for layer in self.complete {
             layer.judge();

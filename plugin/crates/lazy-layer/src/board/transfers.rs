@@ -9,6 +9,7 @@ use super::{Flying, Inner, Outbox, Phase, Wish};
 use crate::demand::Demand;
 use crate::engine::Engine;
 use crate::error::ReadError;
+use crate::landing::Landing;
 use crate::layer::Layer;
 use crate::source::SourceError;
 use crate::sources::{AttachedSource, SourceId};
@@ -63,7 +64,13 @@ impl Engine {
     }
 
     /// All bytes of a span came.
-    pub(crate) fn received(self: &Arc<Self>, id: TransferId, layer: &Layer, span: usize) {
+    pub(crate) fn received(
+        self: &Arc<Self>,
+        id: TransferId,
+        layer: &Layer,
+        span: usize,
+        landing: &Arc<Landing>,
+    ) {
         self.on_board(|board, _, out| {
             if let Some(flying) = board.transfers.get_mut(&id) {
                 flying.next = span.saturating_add(1);
@@ -71,7 +78,7 @@ impl Engine {
             if let Some(wish) = board.wish(layer.id(), span)
                 && matches!(wish.phase, Phase::Moving(mover) if mover == id)
             {
-                wish.phase = Phase::Landing;
+                wish.phase = Phase::Landing(Arc::downgrade(landing));
             }
             out.open_gate = true;
         });

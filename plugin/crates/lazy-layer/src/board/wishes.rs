@@ -95,6 +95,15 @@ impl Engine {
         self.on_board(|board, now, out| board.landed(self, layer, span, verdict, now, out));
     }
 
+    /// Whether the pool is to compare a span with its checksum: whoever comes first does it.
+    pub(crate) fn begins_recheck(&self, layer: &Layer, span: usize) -> bool {
+        let mut board = self.board.inner.lock();
+        match board.wish(layer.id(), span) {
+            Some(Wish { phase: Phase::Rechecking { begun }, .. }) => !std::mem::replace(begun, true),
+            _ => false,
+        }
+    }
+
     /// The pool has compared a span with its checksum; it failed where it could not even read it.
     pub(crate) fn rechecked(self: &Arc<Self>, layer: &Arc<Layer>, span: usize, intact: bool) {
         self.on_board(|board, _, _| {
@@ -182,11 +191,11 @@ impl Inner {
         if demand > Demand::Trace && not_before.is_some() {
             return;
         }
-        let phase = if slot.state() == State::Suspect { Phase::Rechecking } else { Phase::Queued };
-        if matches!(phase, Phase::Rechecking) {
+        let queued = slot.state() != State::Suspect;
+        let phase = if queued { Phase::Queued } else { Phase::Rechecking { begun: false } };
+        if !queued {
             out.recheck(layer, span, demand);
         }
-        let queued = matches!(phase, Phase::Queued);
         let wish = Wish { demand, order, phase, tries: Tries::default(), not_before };
         let wishes = self
             .layers
@@ -220,6 +229,12 @@ impl Inner {
     /// Somebody wants a span more urgently than before, or expects it anew.
     fn raise(&mut self, layer: &Arc<Layer>, span: usize, demand: Demand, order: u64, out: &mut Outbox) {
         let Some(mut wish) = self.forget(layer.id(), span) else { return };
+        // What the pool is yet to do goes where it belongs now.
+        match &wish.phase {
+            Phase::Landing(landing) if demand < wish.demand => out.hurry(landing.upgrade(), demand),
+            Phase::Rechecking { begun: false } if demand < wish.demand => out.recheck(layer, span, demand),
+            _ => {}
+        }
         (wish.demand, wish.order) = (demand, order);
         let moving = match wish.phase {
             Phase::Moving(id) => Some(id),

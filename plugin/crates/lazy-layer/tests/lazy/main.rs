@@ -18,6 +18,7 @@ mod forged;
 mod golden;
 mod hosts;
 mod making;
+mod pool;
 mod power;
 mod programs;
 mod reads;
