@@ -6,6 +6,8 @@
 
 mod admission;
 mod outbox;
+#[cfg(test)]
+mod tests;
 mod transfers;
 mod wishes;
 

@@ -35,6 +35,8 @@ pub enum Fault {
     Flip(u32),
     /// So many reads are a byte short.
     Short(u32),
+    /// All bytes come, and then all of them again.
+    Twice,
     Gone,
     /// The host wants no request for so long.
     Busy(Duration),
@@ -102,6 +104,7 @@ impl BlobSource for Source {
         let whole = async move {
             match fault {
                 Fault::None => Ok(bytes),
+                Fault::Twice => Ok([&bytes[..], &bytes[..]].concat().into()),
                 Fault::Delay(time) => {
                     tokio::time::sleep(time).await;
                     Ok(bytes)

@@ -205,10 +205,14 @@ fn a_span_far_behind_in_the_background_is_not_waited_for() {
     let wide = script.request(|request| request.range.end - request.range.start >= 14 * SPAN);
     let last = wide.range.end / SPAN - 1;
     let urgent = ask_span(&layer, last);
-    script.request(|request| request.range == bytes_of(last)).serve();
+    let own = script.request(|request| request.range == bytes_of(last));
+    // One piece of it comes before the wide one's bytes, which are not taken for the rest.
+    own.send(own.range.start..own.range.start + 1000);
+    wait_until("a piece has come", || own.taken() == 1);
+    wide.send(wide.range.clone());
+    own.send(own.range.start + 1000..own.range.end);
     check(&made, last, urgent);
     // What is left of the wide one ends before that span.
-    wide.send(wide.range.clone());
     wait_until("the wide range is cut", || !wide.is_wanted());
     for request in script.requests() {
         if request.is_wanted() {
@@ -386,7 +390,8 @@ fn everything_at_once_ends_with_the_right_bytes() {
             })
             .collect();
         while !readers.iter().all(|reader| reader.is_finished()) {
-            source.set(match random.below(6) {
+            source.set(match random.below(7) {
+                6 => Fault::Twice,
                 0 => Fault::Fail(1),
                 1 => Fault::Flip(1),
                 2 => Fault::Short(1),
