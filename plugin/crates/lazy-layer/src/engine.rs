@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::backlog::Backlog;
@@ -30,6 +31,8 @@ pub(crate) struct Engine {
     pub(crate) budget: Arc<Budget>,
     pub(crate) board: Board,
     pub(crate) backlog: Backlog,
+    /// One layer at a time has its end fetched and checked: that is in memory as a whole.
+    pub(crate) tails: Arc<Semaphore>,
     hints: Sender<Hint>,
     steps: Steps<(Box<Step>, Arc<Engine>)>,
     layers: AtomicU64,
@@ -63,6 +66,7 @@ impl Engine {
             budget,
             board: Board::new(),
             backlog: Backlog::default(),
+            tails: Arc::new(Semaphore::new(1)),
             hints,
             steps,
             layers: AtomicU64::new(0),

@@ -77,7 +77,8 @@ struct Work {
     failure: Option<ReadError>,
 }
 
-enum Decoder {
+/// What makes tar bytes of a span's compressed ones.
+pub(crate) enum Decoder {
     Plain,
     Gzip(Box<SpanInflater>),
 }
@@ -329,7 +330,7 @@ impl Work {
 }
 
 impl Decoder {
-    fn new(layer: &Layer, span: usize, row: &SpanRow) -> Result<Self, ReadError> {
+    pub(crate) fn new(layer: &Layer, span: usize, row: &SpanRow) -> Result<Self, ReadError> {
         match layer.encoding() {
             Encoding::Tar => Ok(Self::Plain),
             Encoding::Gzip => {
@@ -344,7 +345,7 @@ impl Decoder {
         }
     }
 
-    fn push(&mut self, input: &[u8], out: &mut [u8]) -> Result<Pushed, ExtractError> {
+    pub(crate) fn push(&mut self, input: &[u8], out: &mut [u8]) -> Result<Pushed, ExtractError> {
         match self {
             Self::Gzip(inflater) => inflater.push(input, out),
             Self::Plain => {

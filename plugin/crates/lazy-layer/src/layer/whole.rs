@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
+use tokio::time::sleep;
 use ztoc::{Fingerprint, TarScanner, UncompressedOffset};
 
 use super::{Completeness, Layer};
@@ -43,6 +44,8 @@ pub(crate) struct Whole {
 struct Known {
     /// What images say that it is, as long as nobody has looked.
     claims: Vec<DiffId>,
+    /// There were more: what is not among them may be the truth all the same.
+    forgot: bool,
     /// An image has said anything.
     claimed: bool,
     /// An image has said the truth, now or before a restart.
@@ -59,6 +62,8 @@ enum Progress {
     Waits(Box<Scanned>),
     /// It is at work, or what follows the archive is.
     Runs,
+    /// It cannot come to an end.
+    Over,
 }
 
 /// What a scan came to.
@@ -82,7 +87,8 @@ impl Whole {
     pub(crate) fn new(found: Option<Checked>) -> Self {
         let confirmed = found.is_some_and(|found| found.confirmed);
         let progress = Progress::Waits(Box::default());
-        let known = Known { claims: Vec::new(), claimed: false, confirmed, found, progress };
+        let claims = Vec::new();
+        let known = Known { claims, forgot: false, claimed: false, confirmed, found, progress };
         Self { known: Mutex::new(known), refused: AtomicBool::new(false) }
     }
 
@@ -96,9 +102,9 @@ impl Known {
         self.claimed = true;
         match self.found {
             Some(found) => self.confirmed |= DiffId(found.digest) == claim,
-            // Whatever is left out costs one more fetch of the layer's end.
-            None if self.claims.len() < max && !self.claims.contains(&claim) => self.claims.push(claim),
-            None => {}
+            None if self.claims.contains(&claim) => {}
+            None if self.claims.len() < max => self.claims.push(claim),
+            None => self.forgot = true,
         }
     }
 
@@ -125,12 +131,12 @@ impl Known {
         }
         match std::mem::replace(&mut self.progress, Progress::Runs) {
             Progress::Waits(scanned) => Some(scanned),
-            Progress::Runs => None,
+            Progress::Runs | Progress::Over => None,
         }
     }
 
     fn verdict(&self, found: Checked) -> Completeness {
-        match (found.as_described, self.confirmed, self.claimed) {
+        match (found.as_described, self.confirmed, self.claimed && !self.forgot) {
             (false, _, _) | (true, false, true) => Completeness::Refused,
             (true, true, _) => Completeness::Complete,
             (true, false, false) => Completeness::Incomplete,
@@ -190,22 +196,40 @@ impl Layer {
         self.whole.known.lock().claims.clone()
     }
 
-    /// The check is over. Without a result it is made again when there is a reason to.
-    pub(crate) fn scanned(self: &Arc<Self>, found: Option<Checked>) {
+    /// The check is over.
+    pub(crate) fn scanned(self: &Arc<Self>, found: Checked) {
         let news = {
             let mut known = self.whole.known.lock();
-            known.progress = Progress::Waits(Box::default());
-            if let Some(found) = found {
-                known.find(found);
-            }
+            known.progress = Progress::Over;
+            known.find(found);
             known.take_news()
         };
-        if found.is_some() {
-            self.judge();
-        }
+        self.judge();
         if let Some(found) = news {
             self.engine.keep(self, found);
         }
+    }
+
+    /// The check can go on from here when there is a reason to: a source, or one more image that says what the layer is.
+    pub(crate) fn waits_for_check(&self, scanned: Box<Scanned>) {
+        self.whole.known.lock().progress = Progress::Waits(scanned);
+    }
+
+    /// What the check failed for may pass: it goes on from here then, or after a readers' deadline.
+    pub(crate) fn checks_later(self: &Arc<Self>, scanned: Box<Scanned>) {
+        self.waits_for_check(scanned);
+        let (layer, pause) = (Arc::downgrade(self), self.options().read_deadline);
+        self.engine.runtime.spawn(async move {
+            sleep(pause).await;
+            if let Some(layer) = layer.upgrade() {
+                layer.judge();
+            }
+        });
+    }
+
+    /// The check cannot come to an end as long as the layer is open.
+    pub(crate) fn is_never_checked(&self) {
+        self.whole.known.lock().progress = Progress::Over;
     }
 
     /// Where the scan has to stop that is here: at the end of a span, of its step, or of the tar. Nothing if what comes there is not here.
@@ -225,12 +249,10 @@ fn step(engine: &Arc<Engine>, layer: Weak<Layer>, mut scanned: Box<Scanned>) {
         let Some(open) = layer.upgrade() else { return };
         if let Err(error) = scanned.take(&open, scratch) {
             tracing::warn!(layer = %open.key.layer, %error, "a layer could not be checked");
-            // It is tried again there when there is a reason to.
-            open.whole.known.lock().progress = Progress::Waits(scanned);
-            return;
+            return open.checks_later(scanned);
         }
         if scanned.at >= open.tar_size {
-            return engine_again.conclude(&open, *scanned);
+            return engine_again.conclude(&open, scanned);
         }
         let next = {
             let mut known = open.whole.known.lock();

@@ -257,3 +257,100 @@ fn the_background_compares_what_an_unclean_boot_left() {
     let end = made.ztoc.compressed_size;
     assert!(source.asked.lock().iter().all(|range| range.end == end), "only the end may be fetched anew");
 }
+
+/// A layer that does not end in zeros, all of it here but what follows the archive.
+fn with_tail(bed: &Bed, seed: u64) -> (Made, Arc<Layer>, Arc<Source>, lazy_layer::Attachment) {
+    let plain = Made::random(seed, Shape::Plain, 10, 32_768);
+    let tar = [plain.tar.as_slice(), b"not a tar"].concat();
+    let made = Made::of_tar(tar, plain.files, Shape::Gzip, 32_768);
+    let (layer, source, attachment) = bed.lazy(&made);
+    read_all(&layer, &made);
+    layer.read_file(0, u32::MAX, Box::new(|_| {}));
+    wait_until("it is not all here", || layer.status().present == layer.status().size);
+    (made, layer, source, attachment)
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_check_that_failed_is_made_again() {
+    // As long as that after each failure.
+    let bed = Bed::with(|options| options.read_deadline = Duration::from_secs(4));
+    let (made, layer, source, _attachment) = with_tail(&bed, 58);
+    let asked = source.asked.lock().len();
+    source.set(Fault::Gone);
+    layer.expect(&diff_id(&made));
+    // Often enough to be given up.
+    wait_until("its end was not asked for", || source.asked.lock().len() >= asked + 3);
+    source.set(Fault::None);
+    assert!(settled(&bed, &layer), "nobody has asked for that anew");
+}
+
+#[test]
+fn a_check_goes_on_with_the_next_source() {
+    let bed = Bed::with(|options| options.attempt_timeout = 2 * PATIENCE);
+    let (made, layer, source, attachment) = with_tail(&bed, 59);
+    let asked = source.asked.lock().len();
+    source.set(Fault::Hang);
+    layer.expect(&diff_id(&made));
+    wait_until("its end was not asked for", || source.asked.lock().len() > asked);
+    drop(attachment);
+    // Nothing keeps it open: whoever has it is this test.
+    let weak = Arc::downgrade(&layer);
+    wait_until("the check holds a layer without a source", || weak.strong_count() == 1);
+    let _attachment = layer.attach(Source::new(&made.blob) as Arc<dyn BlobSource>);
+    assert!(settled(&bed, &layer));
+}
+
+#[test]
+fn ends_of_layers_are_fetched_one_at_a_time() {
+    let bed = Bed::new();
+    let all: Vec<_> = (60..64).map(|seed| with_tail(&bed, seed)).collect();
+    let before: Vec<usize> = all.iter().map(|(_, _, source, _)| source.asked.lock().len()).collect();
+    for (made, layer, source, _) in &all {
+        source.set(Fault::Hang);
+        layer.expect(&diff_id(made));
+    }
+    let fetched = || -> usize {
+        let now = all.iter().map(|(_, _, source, _)| source.asked.lock().len());
+        now.zip(&before).map(|(now, before)| now - before).sum()
+    };
+    for number in 1..=all.len() {
+        wait_until("no end was asked for", || fetched() >= number);
+        assert_eq!(fetched(), number);
+        // Only that one is let through.
+        let asked = all.iter().zip(&before).filter(|((_, layer, source, _), before)| {
+            source.asked.lock().len() > **before && !layer.is_complete()
+        });
+        asked.for_each(|((_, _, source, _), _)| source.set(Fault::None));
+    }
+    for (_, layer, ..) in &all {
+        assert!(settled(&bed, layer));
+    }
+}
+
+#[test]
+fn lies_do_not_crowd_out_the_truth() {
+    let made = Made::random(64, Shape::Gzip, 20, 32_768);
+    let bed = Bed::with(|options| options.max_claims = 3);
+    let (layer, _source, _attachment) = bed.lazy(&made);
+    let lies: Vec<_> = (0..3u8).map(|number| digest(&[number])).collect();
+    for lie in &lies {
+        layer.expect(lie);
+    }
+    layer.expect(&diff_id(&made));
+    read_all(&layer, &made);
+    layer.read_file(0, u32::MAX, Box::new(|_| {}));
+    wait_until("it was not checked", || layer.is_checked());
+    layer.expect(&lies[0]);
+    assert_eq!(layer.status().completeness, Completeness::Incomplete, "somebody may have said the truth");
+    read_all(&layer, &made);
+    layer.expect(&diff_id(&made));
+    assert!(layer.is_complete());
+}
