@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use ztoc::HeaderMismatch;
 
-use crate::disk::checksum::Checksum;
+use crate::disk::checksum::{Checksum, Summing};
 use crate::disk::headers::HeaderId;
 use crate::disk::manifest::Encoding;
 use crate::disk::spans::SpanRow;
@@ -16,6 +16,9 @@ use crate::disk::{WINDOW, directory};
 use crate::error::ReadError;
 use crate::layer::Layer;
 use crate::pool::Scratch;
+
+/// Bytes that are compared with a checksum at a time.
+const STEP: u64 = 512 << 10;
 
 /// A span that is in memory only, because the disk has no room for it.
 #[derive(Clone, Debug)]
@@ -72,10 +75,16 @@ impl Layer {
     /// Compares a span that was written before an unclean boot with its checksum; `false` if it has to be fetched again.
     pub(crate) fn recheck(self: &Arc<Self>, span: usize, scratch: &mut Scratch) -> Result<bool, ReadError> {
         let row = self.row(span)?;
-        let space = scratch.space(usize::try_from(row.tar_len()).unwrap_or(usize::MAX));
         let expected = self.states.checksum(span).map_err(ReadError::io("read the span states"))?;
-        self.read_tar(space, row.tar.start)?;
-        let sum = Checksum::of(space);
+        let (mut sum, mut at) = (Summing::new(), row.tar.start);
+        while at < row.tar.end {
+            let len = row.tar.end.saturating_sub(at).min(STEP);
+            let part = scratch.space(usize::try_from(len).unwrap_or(usize::MAX));
+            self.read_tar(part, at)?;
+            sum.add(part);
+            at = at.saturating_add(len);
+        }
+        let sum = sum.finish();
         if expected != Some(sum) {
             tracing::info!(layer = %self.key.layer, span, "a span did not survive the boot and is fetched again");
             return Ok(false);
