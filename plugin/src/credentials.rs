@@ -1,4 +1,5 @@
-//! Who we are to a registry: what rpull handed over, else what docker's configuration says. In memory only, never shown.
+//! Who we are to a registry: what rpull was given on its command line, else what our docker configuration says, else what rpull found in its
+//! caller's. In memory only, never shown.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -32,6 +33,8 @@ struct Entries {
 pub struct Handed {
     /// None where only the way of talking was handed over.
     pub credentials: Option<Credentials>,
+    /// They are from the caller's configuration, and come after our own: ours may be renewed where these only expire.
+    pub found: bool,
     /// Without TLS, although the host is not this machine.
     pub plain_http: bool,
     /// With TLS, whatever the certificate.
@@ -45,6 +48,8 @@ struct KeptEntry<'a> {
     repository: Cow<'a, str>,
     /// User name and secret.
     login: Option<(Cow<'a, str>, Cow<'a, str>)>,
+    #[serde(default)]
+    found: bool,
     plain_http: bool,
     skip_verify: bool,
 }
@@ -60,9 +65,12 @@ pub struct HandedOver {
     pub handed: Handed,
 }
 
-/// The keyring as a source for the registry client.
+/// The keyring as a source for the registry client: either what was given, or what was found.
 #[derive(Clone, Debug)]
-pub struct FromKeyring(pub Arc<Keyring>);
+pub struct FromKeyring {
+    keyring: Arc<Keyring>,
+    found: bool,
+}
 
 // === impl Keyring ===
 
@@ -88,7 +96,12 @@ impl Keyring {
             self.remember(HandedOver {
                 host: entry.host.into_owned(),
                 repository: entry.repository.into_owned(),
-                handed: Handed { credentials, plain_http: entry.plain_http, skip_verify: entry.skip_verify },
+                handed: Handed {
+                    credentials,
+                    found: entry.found,
+                    plain_http: entry.plain_http,
+                    skip_verify: entry.skip_verify,
+                },
             });
         }
     }
@@ -117,6 +130,7 @@ impl Keyring {
                     .credentials
                     .as_ref()
                     .map(|login| (login.username.as_str().into(), login.secret.as_str().into())),
+                found: handed.found,
                 plain_http: handed.plain_http,
                 skip_verify: handed.skip_verify,
             })
@@ -149,9 +163,24 @@ impl Keyring {
     }
 }
 
+impl FromKeyring {
+    /// What was given on a command line.
+    #[must_use]
+    pub fn given(keyring: &Arc<Keyring>) -> FromKeyring {
+        FromKeyring { keyring: Arc::clone(keyring), found: false }
+    }
+
+    /// What was found in a caller's configuration.
+    #[must_use]
+    pub fn found(keyring: &Arc<Keyring>) -> FromKeyring {
+        FromKeyring { keyring: Arc::clone(keyring), found: true }
+    }
+}
+
 impl CredentialSource for FromKeyring {
     fn credentials<'a>(&'a self, host: &'a str, repository: &'a str) -> BoxFuture<'a, Option<Credentials>> {
-        Box::pin(std::future::ready(self.0.get(host, repository).and_then(|handed| handed.credentials)))
+        let handed = self.keyring.get(host, repository).filter(|handed| handed.found == self.found);
+        Box::pin(std::future::ready(handed.and_then(|handed| handed.credentials)))
     }
 }
 
@@ -172,11 +201,28 @@ mod tests {
         let keyring = Arc::new(Keyring::alone(2));
         keyring.add(entry("h:5000", "a/b", "old"));
         keyring.add(entry("h:5000", "a/b", "hunter2"));
-        let source = FromKeyring(Arc::clone(&keyring));
+        let source = FromKeyring::given(&keyring);
         assert_eq!(source.credentials("h:5000", "a/b").await, Some(Credentials::new("u", "hunter2")));
         assert_eq!(source.credentials("h:5000", "a/c").await, None);
         assert_eq!(source.credentials("h", "a/b").await, None);
         assert!(!format!("{keyring:?}").contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn given_and_found_are_two_sources() {
+        let keyring = Arc::new(Keyring::alone(2));
+        let (given, found) = (FromKeyring::given(&keyring), FromKeyring::found(&keyring));
+        let mut new = entry("h", "r", "s");
+        new.handed.found = true;
+        keyring.add(new);
+        assert_eq!(given.credentials("h", "r").await, None);
+        assert_eq!(found.credentials("h", "r").await, Some(Credentials::new("u", "s")));
+        let again = Arc::new(Keyring::alone(2));
+        again.restore(&keyring.to_bytes());
+        assert!(again.get("h", "r").unwrap().found);
+        keyring.add(entry("h", "r", "t"));
+        assert_eq!(given.credentials("h", "r").await, Some(Credentials::new("u", "t")));
+        assert_eq!(found.credentials("h", "r").await, None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod registries;
 mod source;
 
 pub use content::ArtifactError;
-pub use registries::{GreetOptions, Registries};
+pub use registries::{GreetOptions, Reach, Registries};
 
 use crate::snapshot::LazyRecord;
 use crate::snapshot::labels::LayerRequest;

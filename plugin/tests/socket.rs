@@ -250,6 +250,7 @@ async fn credentials_go_in_and_never_come_out() {
         secret: "hunter2".into(),
         plain_http: true,
         skip_verify: false,
+        ..AddCredentialsRequest::default()
     };
     client.add_credentials(credentials.clone()).await.unwrap();
     let nowhere = AddCredentialsRequest { host: String::new(), ..credentials };

@@ -74,6 +74,12 @@ impl RegistryArgs {
         Ok(Some(Credentials::new(user, terminal::secret("Password: ")?)))
     }
 
+    /// What docker's configuration says about who we are to the registry of `reference`.
+    pub(crate) async fn found_credentials(reference: &Reference) -> Option<Credentials> {
+        let docker = DockerConfig::from_environment();
+        docker.credentials(reference.host(), reference.repository().name()).await
+    }
+
     /// A client for the registry of `reference`; the command line's credentials go to that host alone, others come from docker's config.
     ///
     /// # Errors

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+#[path = "rpull/proxy.rs"]
+mod proxy;
 #[path = "rpull/stub.rs"]
 mod stub;
 
@@ -17,6 +19,7 @@ use soci_tests::image::{Image, ImageBuilder, Packing};
 use soci_tests::process::{Said, say};
 use soci_tests::registry::{PASSWORD, Registry, USER, user};
 
+use crate::proxy::Proxy;
 use crate::stub::{Behaviour, Stub};
 
 /// Real parts in a folder of their own.
@@ -64,10 +67,14 @@ impl Parts {
     }
 
     fn soci(&self, arguments: &[&str]) -> Said {
+        say(&mut self.command(arguments))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_soci"));
         command.env("CONTAINERD_ADDRESS", self.containerd.socket()).env("CONTAINERD_NAMESPACE", "test");
         command.env_remove("SOCI_SNAPSHOTTER_ADDRESS").args(arguments);
-        say(&mut command)
+        command
     }
 
     fn rpull(&self, options: &[&str]) -> Said {
@@ -230,6 +237,57 @@ fn a_snapshotter_that_cannot_gets_the_layers() {
     parts.assert_fetched(&said, &[0, 1, 2]);
     parts.assert_pulled();
     assert_eq!(parts.stub.files(), ["file0", "file1", "file2"]);
+}
+
+/// Who may read here need not be who may read there: what would be mounted could not be read.
+#[test]
+fn a_snapshotter_that_cannot_reach_the_registry_gets_the_layers() {
+    let parts = Parts::start(Behaviour::Apart);
+    parts.publish_index(1);
+    let said = parts.rpull(&[]).ok();
+    assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+    assert!(said.err.contains("all layers are downloaded: no route to it"), "{}", said.err);
+    parts.assert_fetched(&said, &[0, 1, 2]);
+    parts.assert_pulled();
+    assert_eq!(parts.stub.files(), ["file0", "file1", "file2"]);
+    assert!(parts.stub.events().iter().all(|event| event.labels.is_empty()), "nothing is asked for lazily");
+}
+
+/// The caller's docker configuration is not the daemon's.
+#[test]
+fn credentials_that_were_found_are_handed_over() {
+    let parts = Parts::start(Behaviour::Remote);
+    parts.publish_index(1);
+    let docker = parts.folder.path().join("docker");
+    fs::create_dir(&docker).unwrap();
+    let host = parts.registry.host();
+    let login = serde_json::json!({ "auths": { host: { "username": USER, "password": PASSWORD } } });
+    fs::write(docker.join("config.json"), login.to_string()).unwrap();
+    let mut command = parts.command(&["image", "rpull", &parts.reference()]);
+    let said = say(command.env("DOCKER_CONFIG", &docker)).ok();
+    parts.assert_fetched(&said, &[1]);
+    let expected = format!("found credentials {host} {REPOSITORY} {USER} {PASSWORD}");
+    assert_eq!(parts.stub.events()[0].text, expected);
+}
+
+/// A pull takes as long as its longest chain of round trips: zTOCs wait for the index, and for nothing else.
+#[test]
+fn ztocs_do_not_wait_for_the_config() {
+    let parts = Parts::start(Behaviour::Remote);
+    let (_, ztocs) = parts.publish_index(1);
+    let ztocs: Vec<String> = ztocs.iter().map(Digest::to_string).collect();
+    // Before the zTOCs no blob is asked for but the config.
+    let is_config = |path: &str, ztocs: &[String]| {
+        path.contains("/blobs/") && !ztocs.iter().any(|ztoc| path.contains(ztoc.as_str()))
+    };
+    let proxy = Proxy::start(parts.registry.host(), is_config, ztocs.clone());
+    let reference = format!("{}/{REPOSITORY}:1", proxy.host());
+    let said = parts.soci(&["image", "rpull", "--user", &user(), &reference]).ok();
+    assert_eq!(said.err, "");
+    let passed = proxy.passed();
+    let place = |text: &str| passed.iter().position(|path| path.contains("/blobs/") && path.contains(text));
+    let config = passed.iter().position(|path| is_config(path, &ztocs)).unwrap();
+    assert!(ztocs.iter().all(|ztoc| place(ztoc).unwrap() < config), "{passed:?}");
 }
 
 #[test]

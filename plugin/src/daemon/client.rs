@@ -12,12 +12,13 @@ use tokio::sync::Semaphore;
 use crate::config::{Config, Mirror, count, or, seconds};
 use crate::credentials::{FromKeyring, Keyring};
 
-/// Credentials that were handed over come before those of docker's configuration.
+/// Credentials that somebody gave come before those of docker's configuration, those that were found in somebody else's after them.
 pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientOptions {
     let millis = |value, default| Duration::from_millis(u64::try_from(or(value, default)).unwrap_or(0));
     let http = &config.http;
     let docker: Arc<dyn CredentialSource> = Arc::new(docker(config));
-    let handed: Arc<dyn CredentialSource> = Arc::new(FromKeyring(Arc::clone(keyring)));
+    let given: Arc<dyn CredentialSource> = Arc::new(FromKeyring::given(keyring));
+    let found: Arc<dyn CredentialSource> = Arc::new(FromKeyring::found(keyring));
     let folders = std::env::split_paths(&config.resolver.config_path);
     let hosts_dir = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
     ClientOptions {
@@ -37,7 +38,7 @@ pub(super) fn client_options(config: &Config, keyring: &Arc<Keyring>) -> ClientO
             http1_only: true,
             ..HostOptions::default()
         },
-        credentials: Arc::new(Chain::new(vec![handed, docker])),
+        credentials: Arc::new(Chain::new(vec![given, docker, found])),
         ..ClientOptions::default()
     }
 }

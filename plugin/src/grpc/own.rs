@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lazy_layer::Completeness;
+use oci_registry::Repository;
 use soci_proto::daemon as pb;
 use soci_proto::daemon::daemon_server::Daemon;
+use soci_store::parse_digest;
 use tonic::{Request, Response, Status};
 
 use crate::credentials::{Handed, HandedOver, Keyring};
-use crate::resolve::Registries;
+use crate::resolve::{Reach, Registries};
 use crate::snapshot::{LayerReport, Snapshotter};
 
 /// Longest host, repository, user name or secret that is taken, bytes. Tokens of some clouds have several KiB.
@@ -40,11 +42,23 @@ impl Daemon for OwnService {
         &self,
         request: Request<pb::AddCredentialsRequest>,
     ) -> Result<Response<pb::AddCredentialsResponse>, Status> {
-        let pb::AddCredentialsRequest { host, repository, username, secret, plain_http, skip_verify } =
-            request.into_inner();
+        let pb::AddCredentialsRequest {
+            host,
+            repository,
+            username,
+            secret,
+            plain_http,
+            skip_verify,
+            found,
+            manifest,
+        } = request.into_inner();
         if host.is_empty() || repository.is_empty() {
             return Err(Status::invalid_argument("credentials need a host and a repository"));
         }
+        let manifest = (!manifest.is_empty()).then(|| parse_digest(&manifest)).map(|digest| {
+            digest.ok_or_else(|| Status::invalid_argument("the manifest's digest is no SHA-256"))
+        });
+        let manifest = manifest.transpose()?;
         if [&host, &repository, &username, &secret].iter().any(|text| text.len() > MAX_TEXT) {
             return Err(Status::invalid_argument("a field of the credentials is too long"));
         }
@@ -54,14 +68,25 @@ impl Daemon for OwnService {
         if credentials.is_some() || plain_http || skip_verify {
             tracing::debug!(host, repository, "registry access handed over");
             let keyring = Arc::clone(&self.keyring);
-            let handed = Handed { credentials, plain_http, skip_verify };
+            let handed = Handed { credentials, found, plain_http, skip_verify };
             let new = HandedOver { host: host.clone(), repository: repository.clone(), handed };
             tokio::task::spawn_blocking(move || keyring.add(new))
                 .await
                 .map_err(|_| Status::unavailable("the daemon is stopping"))?;
         }
-        self.registries.greet(&host, &repository);
-        Ok(Response::new(pb::AddCredentialsResponse {}))
+        let Some(manifest) = manifest else {
+            self.registries.greet(&host, &repository);
+            return Ok(Response::new(pb::AddCredentialsResponse::default()));
+        };
+        let (reach, reason) = match Repository::at_host(&host, &repository) {
+            Ok(repository) => match self.registries.reach(repository, manifest).await {
+                Reach::Unknown => (pb::Reach::Unknown, String::new()),
+                Reach::Readable => (pb::Reach::Readable, String::new()),
+                Reach::Unreadable(reason) => (pb::Reach::Unreadable, reason),
+            },
+            Err(error) => (pb::Reach::Unreadable, error.to_string()),
+        };
+        Ok(Response::new(pb::AddCredentialsResponse { reach: reach.into(), reason }))
     }
 
     async fn status(

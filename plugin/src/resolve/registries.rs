@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci_registry::{Client, ClientError, ClientOptions, Repository};
+use oci_spec::image::Digest;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -19,6 +20,17 @@ pub struct GreetOptions {
     pub at_once: usize,
     /// How long one may take; it only saves somebody time.
     pub deadline: Duration,
+}
+
+/// Whether a registry lets us read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Too much else was going on.
+    Unknown,
+    /// It does.
+    Readable,
+    /// It does not, or is not there; why, in words.
+    Unreadable(String),
 }
 
 /// Clients: one for ordinary hosts, and one for each way of talking that was handed over with credentials.
@@ -71,6 +83,20 @@ impl Registries {
                 Err(_) => tracing::debug!(%repository, "registry slow to answer ahead of its readers"),
             }
         });
+    }
+
+    /// Whether this manifest can be read, within the time that a greeting may take: connection and token are ready then.
+    pub async fn reach(&self, repository: Repository, manifest: Digest) -> Reach {
+        let Ok(_permit) = Arc::clone(&self.greetings).try_acquire_owned() else { return Reach::Unknown };
+        let reach = async {
+            let client = self.client(&repository).map_err(|error| chain(&error))?;
+            client.reach(&repository.with_digest(manifest)).await.map_err(|error| chain(&error))
+        };
+        match tokio::time::timeout(self.greeting, reach).await {
+            Ok(Ok(())) => Reach::Readable,
+            Ok(Err(reason)) => Reach::Unreadable(reason),
+            Err(_) => Reach::Unreadable(format!("no answer within {:?}", self.greeting)),
+        }
     }
 
     /// The client for a repository.

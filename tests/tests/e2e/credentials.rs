@@ -1,6 +1,10 @@
 //! A private registry: who may pull, and how the daemon learns it.
 
-use soci_tests::registry::{PASSWORD, user};
+use std::fs;
+
+use serde_json::json;
+use soci_tests::process::say;
+use soci_tests::registry::{PASSWORD, USER, user};
 use soci_tests::rootfs::{self, BIG};
 use soci_tests::stack::Stack;
 
@@ -65,4 +69,41 @@ fn push_needs_credentials() {
     }
     stack.soci(&["image", "push", "--user", &user(), "--platform", "linux/amd64", &reference]).ok();
     stack.soci(&["push", "--user", &user(), &reference]).ok();
+}
+
+/// Who pulls has a docker configuration of their own, the daemon has none.
+#[test]
+fn the_daemon_reads_with_what_the_caller_is_logged_in_with() {
+    let stack = Stack::start();
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    let docker = stack.folder().join("callers-docker");
+    fs::create_dir(&docker).unwrap();
+    let login = json!({ "auths": { stack.registry.host(): { "username": USER, "password": PASSWORD } } });
+    fs::write(docker.join("config.json"), login.to_string()).unwrap();
+    let mut command = stack.soci_command(&["image", "rpull", &reference]);
+    let said = say(command.env("DOCKER_CONFIG", &docker)).ok();
+    assert_eq!(said.err, "");
+    assert_eq!(stack.mounts().len(), 1, "it is lazy");
+    stack.soci_run("soci", &[], &reference, &["sha256sum", BIG.0]).ok();
+}
+
+/// The way to the registry that only the caller knows: nothing is mounted that could not be read.
+#[test]
+fn what_the_daemon_cannot_reach_is_downloaded() {
+    let stack = Stack::start();
+    let image = rootfs::small(stack.folder());
+    stack.publish(&image, "small:1", 64 * 1024);
+    let hosts = stack.folder().join("hosts");
+    fs::create_dir_all(hosts.join("registry.invalid")).unwrap();
+    let toml = format!(
+        "server = \"http://{0}\"\n[host.\"http://{0}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+        stack.registry.host()
+    );
+    fs::write(hosts.join("registry.invalid/hosts.toml"), toml).unwrap();
+    let reference = "registry.invalid/small:1";
+    let said = stack.rpull(&["--hosts-dir", hosts.to_str().unwrap()], reference).ok();
+    assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+    assert!(said.err.contains("cannot read the image from registry.invalid"), "{}", said.err);
+    assert!(stack.mounts().is_empty(), "nothing is lazy");
+    stack.soci_run("soci", &[], reference, &["sha256sum", BIG.0]).ok();
 }

@@ -1,6 +1,6 @@
 //! Which SOCI index an image has, and its way into containerd's content store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -17,8 +17,8 @@ use crate::image::Manifest;
 
 /// Indices of one image that are looked at; a registry may list any number.
 const MAX_CANDIDATES: usize = 16;
-/// Artifacts fetched at a time.
-const CONCURRENCY: usize = 8;
+/// Artifacts fetched at a time: those of nearly every image at once.
+const CONCURRENCY: usize = 64;
 
 /// What the search for an index found. None is no failure.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ impl Puller {
     }
 
     /// Fetches the zTOCs of an index; gives the layers whose zTOC is here then, and says of which it could not be had.
-    pub(crate) async fn fetch_ztocs(&self, found: &FoundIndex, manifest: &Manifest) -> Vec<Digest> {
+    pub(crate) async fn fetch_ztocs(&self, found: &FoundIndex, manifest: &Manifest) -> HashSet<Digest> {
         let fetches = found.ztocs(manifest).into_iter().map(|(layer, ztoc)| async move {
             let span_size = ztoc
                 .annotations()

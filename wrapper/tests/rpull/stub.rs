@@ -21,6 +21,8 @@ pub(crate) enum Behaviour {
     Remote,
     /// It is handed back to be filled.
     Defer,
+    /// It would be mounted from afar, but the registry cannot be reached from here.
+    Apart,
     /// Nothing works.
     Refuse,
 }
@@ -126,13 +128,13 @@ impl Snapshots for Service {
         let lazy = info.labels.contains_key("containerd.io/snapshot.ref");
         match self.behaviour {
             Behaviour::Refuse => Err(Status::internal("out of order\ntwice")),
-            Behaviour::Remote if lazy => {
+            Behaviour::Remote | Behaviour::Apart if lazy => {
                 info.name = format!("{}-remote", request.key);
                 info.set_kind(Kind::Committed);
                 state.snapshots.insert(info.name.clone(), info);
                 Err(Status::already_exists("mounted"))
             }
-            Behaviour::Remote | Behaviour::Defer => {
+            Behaviour::Remote | Behaviour::Apart | Behaviour::Defer => {
                 info.set_kind(Kind::Active);
                 state.snapshots.insert(request.key.clone(), info);
                 Ok(Response::new(PrepareSnapshotResponse { mounts: self.mounts(&request.key) }))
@@ -215,9 +217,17 @@ impl Daemon for Service {
         request: Request<own::AddCredentialsRequest>,
     ) -> Result<Response<own::AddCredentialsResponse>, Status> {
         let r = request.into_inner();
-        let text = format!("credentials {} {} {} {}", r.host, r.repository, r.username, r.secret);
+        let found = if r.found { "found " } else { "" };
+        let text = format!("{found}credentials {} {} {} {}", r.host, r.repository, r.username, r.secret);
         self.state.lock().unwrap().events.push(Event { text, labels: HashMap::new() });
-        Ok(Response::new(own::AddCredentialsResponse {}))
+        let answer = match self.behaviour {
+            Behaviour::Apart => own::AddCredentialsResponse {
+                reach: own::Reach::Unreadable.into(),
+                reason: "no route to it".to_owned(),
+            },
+            _ => own::AddCredentialsResponse { reach: own::Reach::Readable.into(), reason: String::new() },
+        };
+        Ok(Response::new(answer))
     }
 
     async fn status(&self, _: Request<own::StatusRequest>) -> Result<Response<own::StatusResponse>, Status> {

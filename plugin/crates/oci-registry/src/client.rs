@@ -229,6 +229,15 @@ impl Client {
         self.inner.greet(repository).await
     }
 
+    /// Whether a manifest can be read: HEAD, at each endpoint once and without pauses. Connection and token are there then.
+    ///
+    /// # Errors
+    /// Any [`RegistryError`].
+    pub async fn reach(&self, reference: &Reference) -> Result<(), RegistryError> {
+        let _turn = self.inner.turn().await;
+        self.inner.reach(reference).await
+    }
+
     /// Finds out where a blob is, so that its first range costs one request: connection, token and redirects are there then. Asks for one byte
     /// of it; does nothing where the place is known. True where it is not the registry itself that sends the bytes.
     ///

@@ -1,16 +1,19 @@
 //! `soci image rpull`: layers with a zTOC stay where they are, the others are downloaded.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use oci_registry::platform::Platform;
 use oci_registry::{Credentials, FetchedManifest, Reference};
 use oci_spec::image::{Descriptor, Digest};
-use soci_proto::daemon::AddCredentialsRequest;
+use soci_proto::daemon::{AddCredentialsRequest, AddCredentialsResponse, Reach};
 use soci_store::labels::{self, Labels};
 use soci_store::{Image, StoreError};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tonic::Code;
 
 use crate::connection::SNAPSHOTTER;
 use crate::context::Context;
@@ -85,7 +88,7 @@ struct Pull<'a> {
 struct Pulled {
     image: PlatformImage,
     /// The index, stored; and the layers whose zTOCs are, too.
-    index: Option<(FoundIndex, HashSet<Digest>)>,
+    index: Option<(Arc<FoundIndex>, HashSet<Digest>)>,
     downloads: Downloads,
 }
 
@@ -122,13 +125,20 @@ impl Pull<'_> {
         });
         let (top, document) = top?;
         // Not earlier: credentials that the registry does not take must not replace those that the daemon has.
-        let ((), pulled) = tokio::join!(self.introduce(), self.fetch(&top, &document, platform, asked_bytes));
+        let (reached, pulled) = tokio::join!(
+            self.introduce(top.descriptor.digest()),
+            self.fetch(&top, &document, platform, asked_bytes)
+        );
         let Pulled { image, index, mut downloads } = pulled?;
+        if let Some((index, _)) = &index {
+            self.puller.link_index(index, &image).await?;
+        }
         let lazy = match index {
-            Some((index, layers)) => {
-                self.puller.link_index(&index, &image).await?;
-                Lazy::Indexed { index: index.digest().clone(), layers }
+            _ if !reached => {
+                self.download(&image.layers, &mut downloads).await?;
+                Lazy::Nothing
             }
+            Some((index, layers)) => Lazy::Indexed { index: index.digest().clone(), layers },
             None => match asked {
                 Some(Ok(digest)) => Lazy::Unknown { index: Some(digest) },
                 Some(Err(_)) => Lazy::Nothing,
@@ -185,24 +195,31 @@ impl Pull<'_> {
             };
             self.usable(outcome)
         };
-        let (image, index) = tokio::join!(self.puller.read_image(fetched.clone(), manifest.clone()), index);
-        let image = image?;
-        let stays = |layer: &Layer| index.as_ref().is_some_and(|index| index.has_ztoc(layer.blob.digest()));
-        let downloads = self.download(image.layers.iter().filter(|layer| !stays(layer))).await?;
-        let artifacts = async {
-            let Some(index) = index else { return Ok(None) };
-            let (stored, layers) = tokio::join!(
-                self.puller.store_index(&index, &image),
-                self.puller.fetch_ztocs(&index, &image.manifest)
-            );
-            stored?;
-            Ok::<_, Error>(Some((index, layers.into_iter().collect())))
+        let index = index.map(|index| index.map(Arc::new)).shared();
+        // From here on the zTOCs wait for nothing but the index.
+        let ztocs = async {
+            let Some(index) = index.clone().await else { return Ok(HashSet::new()) };
+            Ok::<_, Error>(self.puller.fetch_ztocs(&index, &manifest).await)
         };
-        let (top_kept, image_kept, index) =
-            tokio::join!(self.puller.keep_top(top, document), self.puller.keep_image(&image), artifacts);
-        top_kept?;
-        image_kept?;
-        Ok(Pulled { index: index?, image, downloads })
+        let rest = async {
+            let (image, index) =
+                tokio::join!(self.puller.read_image(fetched.clone(), manifest.clone()), index.clone());
+            let image = image?;
+            let mut downloads = Downloads::default();
+            let stays =
+                |layer: &&Layer| index.as_ref().is_some_and(|index| index.has_ztoc(layer.blob.digest()));
+            self.download(image.layers.iter().filter(|layer| !stays(layer)), &mut downloads).await?;
+            let stored = async {
+                match &index {
+                    Some(index) => self.puller.store_index(index, &image).await,
+                    None => Ok(()),
+                }
+            };
+            tokio::try_join!(self.puller.keep_top(top, document), self.puller.keep_image(&image), stored)?;
+            Ok((image, index, downloads))
+        };
+        let (layers, (image, index, downloads)) = tokio::try_join!(ztocs, rest)?;
+        Ok(Pulled { index: index.map(|index| (index, layers)), image, downloads })
     }
 
     /// The index, or a line about why there is none to use and what follows: the image is pulled all the same.
@@ -220,15 +237,18 @@ impl Pull<'_> {
     }
 
     /// Starts to download those of these layers whose snapshots are not there.
-    async fn download(&self, layers: impl Iterator<Item = &Layer>) -> Result<Downloads, Error> {
-        let mut downloads = Downloads::default();
-        let looked = layers.map(async |layer| (layer, self.unpacker.has(&layer.chain_id).await));
+    async fn download<'l>(
+        &self,
+        layers: impl IntoIterator<Item = &'l Layer>,
+        downloads: &mut Downloads,
+    ) -> Result<(), Error> {
+        let looked = layers.into_iter().map(async |layer| (layer, self.unpacker.has(&layer.chain_id).await));
         for (layer, here) in futures_util::future::join_all(looked).await {
             if !here? {
                 downloads.start(&self.puller, &layer.blob);
             }
         }
-        Ok(downloads)
+        Ok(())
     }
 
     /// Has the image's config hold the top snapshot.
@@ -240,43 +260,54 @@ impl Pull<'_> {
         Ok(content.set_labels(image.manifest.config.digest(), labels).await?)
     }
 
-    /// Tells the daemon which registry it will talk to and how, before it has to: it connects meanwhile.
-    async fn introduce(&self) {
+    /// Tells the daemon which registry it will talk to and how, before it has to. False where it cannot read the image from there: what it
+    /// mounted could not be read.
+    async fn introduce(&self, manifest: &Digest) -> bool {
         let registry = &self.args.registry;
-        let needed = self.credentials.is_some() || registry.plain_http || registry.skip_verify;
         let reference = self.puller.reference();
-        let (username, secret) = match &self.credentials {
-            Some(credentials) => (credentials.username.clone(), credentials.secret.clone()),
-            None => (String::new(), String::new()),
-        };
-        let request = AddCredentialsRequest {
-            host: reference.host().to_owned(),
-            repository: reference.repository().name().to_owned(),
-            username,
-            secret,
-            plain_http: registry.plain_http,
-            skip_verify: registry.skip_verify,
-        };
         let handed_over = async {
             // containerd's own snapshotters have no use for it.
-            let Some(mut daemon) = self.context.daemon(&self.args.snapshotter).await? else { return Ok(()) };
+            let Some(mut daemon) = self.context.daemon(&self.args.snapshotter).await? else {
+                return Ok(AddCredentialsResponse::default());
+            };
+            let (credentials, found) = match &self.credentials {
+                Some(given) => (Some(given.clone()), false),
+                None => (RegistryArgs::found_credentials(reference).await, true),
+            };
+            let (username, secret) = credentials.map(|pair| (pair.username, pair.secret)).unwrap_or_default();
+            let request = AddCredentialsRequest {
+                host: reference.host().to_owned(),
+                repository: reference.repository().name().to_owned(),
+                username,
+                secret,
+                found,
+                plain_http: registry.plain_http,
+                skip_verify: registry.skip_verify,
+                manifest: manifest.to_string(),
+            };
+            let call = daemon.add_credentials(request);
             let containerd = self.puller.containerd();
-            containerd
-                .call("hand credentials to", "the snapshotter", daemon.add_credentials(request))
-                .await?;
-            Ok::<_, Error>(())
+            Ok::<_, Error>(containerd.call("hand credentials to", "the snapshotter", call).await?)
         };
-        match handed_over.await {
-            Ok(()) => {}
+        let reason = match handed_over.await {
+            Ok(answer) if answer.reach() != Reach::Unreadable => return true,
+            Ok(answer) => answer.reason,
             // Nobody is there: the first Prepare fails of it, and one line is enough.
-            Err(Error::Store(StoreError::Unavailable { .. })) => {}
-            Err(_) if !needed => {}
-            Err(error) => {
-                let text =
-                    format!("the snapshotter did not take the registry's credentials: {}", one_line(&error));
-                self.puller.progress().notice(&text);
+            Err(Error::Store(StoreError::Unavailable { .. })) => return true,
+            // Another program, which has ways of its own.
+            Err(Error::Store(StoreError::Refused { code: Code::Unimplemented, .. })) => {
+                if self.credentials.is_some() {
+                    self.puller.progress().notice("the snapshotter takes no credentials, it needs its own");
+                }
+                return true;
             }
-        }
+            Err(error) => one_line(&error),
+        };
+        let host = reference.host();
+        self.puller.progress().notice(&format!(
+            "the snapshotter cannot read the image from {host}, all layers are downloaded: {reason}"
+        ));
+        false
     }
 
     /// Makes the snapshots, lowest layer first, while the layers that are needed arrive side by side.
@@ -344,14 +375,15 @@ impl Downloads {
     /// Waits for a download that was started.
     async fn wait(&mut self, blob: &Descriptor) -> Result<(), Error> {
         if let Some(arrival) = self.arrivals.remove(blob.digest()) {
-            arrival.await.unwrap_or(Err(Error::Interrupted))?;
+            let lost = |_| Err(Error::command(format!("the download of {} broke off", blob.digest())));
+            arrival.await.unwrap_or_else(lost)?;
             self.done.insert(blob.digest().clone());
         }
         Ok(())
     }
 }
 
-/// What a remote snapshotter is told with Prepare (`reference/upstream-soci.md`, 3.1): which layer of which image this is.
+/// What a remote snapshotter is told with Prepare, by the names that containerd and the Go project have for it: which layer of which image this is.
 fn lazy_labels(
     reference: &Reference,
     manifest: &Descriptor,

@@ -86,8 +86,7 @@ pub(super) async fn hand_over(context: &Context, snapshotter: &str, image: &str,
         repository: reference.repository().name().to_owned(),
         username: username.to_owned(),
         secret: secret.to_owned(),
-        plain_http: false,
-        skip_verify: false,
+        ..AddCredentialsRequest::default()
     };
     let given = async {
         let daemon = context.daemon(snapshotter).await.map_err(|error| one_line(&error))?;

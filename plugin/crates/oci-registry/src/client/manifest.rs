@@ -23,7 +23,19 @@ const MEDIA_TYPES: [&str; 4] = [
 
 impl Inner {
     pub(super) async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        let mut attempts = self.manifest_attempts(reference).await?;
+        self.resolve_from(self.manifest_attempts(reference).await?, reference).await
+    }
+
+    pub(super) async fn reach(&self, reference: &Reference) -> Result<(), RegistryError> {
+        let attempts = self.manifest_attempts(reference).await?.once();
+        self.resolve_from(attempts, reference).await.map(drop)
+    }
+
+    async fn resolve_from(
+        &self,
+        mut attempts: Attempts,
+        reference: &Reference,
+    ) -> Result<Descriptor, RegistryError> {
         loop {
             match self.resolve_at(&attempts.endpoint()?, reference).await {
                 Ok(descriptor) => return Ok(descriptor),
