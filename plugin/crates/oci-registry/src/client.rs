@@ -42,6 +42,8 @@ pub struct ClientOptions {
     pub header_timeout: Duration,
     /// Between two pieces of a body, in either direction.
     pub idle_timeout: Duration,
+    /// For the whole body of a manifest, a config or a list; what comes byte by byte is never idle.
+    pub body_timeout: Duration,
     /// From the beginning of a request to the end of its answer, where there is such a limit. A stream goes on with another request then.
     pub request_timeout: Option<Duration>,
     /// Operations but ranges at the same time, retries and bodies included, for all clients that have this; None for no limit.
@@ -110,6 +112,7 @@ impl Default for ClientOptions {
             connect_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(300),
             request_timeout: None,
             turns: None,
             retries: 5,

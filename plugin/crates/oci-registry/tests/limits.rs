@@ -7,7 +7,9 @@ mod toy;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use oci_registry::{Client, ClientOptions, HostOptions, MirrorHost, Repository, RequestTimeout};
+use oci_registry::{
+    Client, ClientOptions, HostOptions, MirrorHost, RegistryError, Repository, RequestTimeout,
+};
 use oci_spec::image::{Descriptor, MediaType};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -102,4 +104,18 @@ async fn mirrors_of_the_options_come_first() {
     let elsewhere = Repository::new(&format!("localhost:{}", origin.registry.port()), "repo").unwrap();
     client.blob_bytes(&elsewhere, &rare, 100).await.unwrap();
     assert_eq!((mirror.count("blobs"), origin.count("blobs")), (2, 2));
+}
+
+/// A body that comes byte by byte is never idle, and would never end.
+#[tokio::test]
+async fn a_body_has_one_deadline() {
+    let toy = Toy::start().await;
+    let blob = toy.add_blob(&[7; 1 << 20]);
+    toy.fault(blob.as_ref(), Fault::Drip(20));
+    let (body_timeout, idle_timeout) = (Duration::from_millis(300), Duration::from_secs(60));
+    let client = Client::new(ClientOptions { body_timeout, idle_timeout, retries: 0, ..options() }).unwrap();
+    let repository = repository(&toy);
+    let read = client.blob_bytes(&repository, &blob, 2 << 20);
+    let error = tokio::time::timeout(Duration::from_secs(50), read).await.expect("it ends").unwrap_err();
+    assert!(matches!(error, RegistryError::Timeout { after, .. } if after == body_timeout), "{error}");
 }

@@ -211,6 +211,21 @@ async fn referrers_both_ways_on_every_kind_of_registry() {
 }
 
 #[tokio::test]
+async fn a_fallback_tag_that_is_no_list_is_left_alone() {
+    let toy = Toy::start().await;
+    let repository = repository(&toy);
+    let subject = soci_index::digest_of(b"subject");
+    let theirs =
+        br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":7}"#;
+    let tag = soci_index::fallback::tag(&subject);
+    toy.add_manifest(&tag, soci_index::INDEX_MEDIA_TYPE, theirs);
+    let (descriptor, bytes) = index(&subject, 1);
+    let error = client().push_referrer(&repository, &descriptor, &bytes, &subject).await.unwrap_err();
+    assert!(error.to_string().contains("no list of referrers"), "{error}");
+    assert_eq!(toy.state.lock().manifests[&tag].1, theirs);
+}
+
+#[tokio::test]
 async fn two_writers_of_the_fallback_tag_do_not_lose_each_other() {
     let toy = Toy::start().await;
     let subject = soci_index::digest_of(b"image");

@@ -1,12 +1,13 @@
 //! What refers to an image: the referrers API where there is one, a tag made from the digest where not.
 
 use super::manifest::media_type_header;
-use super::request::{Call, is_redirect};
+use super::request::{Call, invalid, is_redirect};
 use super::{Inner, MAX_MANIFEST_SIZE};
 use crate::error::RegistryError;
 use crate::host::{Capabilities, Endpoint};
 use crate::reference::{Reference, Repository};
 use crate::retry::random_fraction;
+use bytes::Bytes;
 use http::header::{ACCEPT, LINK};
 use http::{HeaderMap, Method};
 use oci_spec::image::{Descriptor, Digest};
@@ -137,25 +138,42 @@ impl Inner {
         Ok(ReferrersIndex::parse(&body).ok().map(|list| (list, next)))
     }
 
-    /// The list under the fallback tag; none where there is no such tag.
+    /// The list under the fallback tag; none where there is no such tag, or where it is no list: whoever looks for something finds nothing then.
     async fn fallback_list(
         &self,
         endpoint: &Arc<Endpoint>,
         tag: &Reference,
     ) -> Result<Option<ReferrersIndex>, RegistryError> {
+        let bytes = self.fallback_bytes(endpoint, tag).await?;
+        Ok(bytes.and_then(|bytes| ReferrersIndex::parse(&bytes).ok()))
+    }
+
+    async fn fallback_bytes(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        tag: &Reference,
+    ) -> Result<Option<Bytes>, RegistryError> {
         match self.manifest_at(endpoint, tag).await {
-            Ok(manifest) => Ok(Some(ReferrersIndex::parse(&manifest.bytes).unwrap_or_default())),
+            Ok(manifest) => Ok(Some(manifest.bytes)),
             Err(RegistryError::NotFound { .. } | RegistryError::Status { status: 400, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// The list where it is written, not what a mirror has of it.
+    /// The list where it is written, not what a mirror has of it. One that cannot be read is not written over: others have their entries in it.
     async fn list_to_write(&self, tag: &Reference) -> Result<ReferrersIndex, RegistryError> {
         let mut attempts = self.push_attempts(tag.repository()).await?;
         loop {
-            match self.fallback_list(&attempts.endpoint()?, tag).await {
-                Ok(list) => return Ok(list.unwrap_or_default()),
+            let endpoint = attempts.endpoint()?;
+            match self.fallback_bytes(&endpoint, tag).await {
+                Ok(None) => return Ok(ReferrersIndex::default()),
+                Ok(Some(bytes)) => {
+                    let unreadable = |_| {
+                        let what = "what is under its fallback tag is no list of referrers";
+                        invalid(tag.repository(), &endpoint.host, what)
+                    };
+                    return ReferrersIndex::parse(&bytes).map_err(unreadable);
+                }
                 Err(error) => attempts.failed(error).await?,
             }
         }

@@ -297,14 +297,19 @@ impl Inner {
         if announced.is_some_and(|length| length > limit) {
             return Err(too_large());
         }
-        let mut body = BytesMut::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
-            if to_u64(body.len().saturating_add(chunk.len())) > limit {
-                return Err(too_large());
+        let (host, after) = (host_of(response.url()), self.options.body_timeout);
+        let whole = async {
+            let mut body = BytesMut::new();
+            while let Some(chunk) = self.chunk(&mut response).await? {
+                if to_u64(body.len().saturating_add(chunk.len())) > limit {
+                    return Err(too_large());
+                }
+                body.extend_from_slice(&chunk);
             }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.freeze())
+            Ok(body.freeze())
+        };
+        let late = |_| RegistryError::Timeout { host, after };
+        tokio::time::timeout(after, whole).await.map_err(late)?
     }
 
     /// The error that a status other than the expected ones is.
@@ -337,14 +342,17 @@ impl Inner {
             message: Option<String>,
         }
         let mut body = BytesMut::new();
-        // Whatever goes wrong here, the status is the news.
-        while let Ok(Some(chunk)) = self.chunk(&mut response).await {
-            body.extend_from_slice(&chunk);
-            if body.len() > MAX_ERROR_BODY {
-                tracing::trace!(host, "error body is cut");
-                break;
+        let whole = async {
+            // Whatever goes wrong here, the status is the news.
+            while let Ok(Some(chunk)) = self.chunk(&mut response).await {
+                body.extend_from_slice(&chunk);
+                if body.len() > MAX_ERROR_BODY {
+                    tracing::trace!(host, "error body is cut");
+                    break;
+                }
             }
-        }
+        };
+        let _ = tokio::time::timeout(self.options.idle_timeout, whole).await;
         let text = String::from_utf8_lossy(&body).into_owned();
         let problem =
             serde_json::from_str::<Errors>(&text).ok().and_then(|parsed| parsed.errors.into_iter().next());

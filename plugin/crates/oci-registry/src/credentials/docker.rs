@@ -3,7 +3,10 @@
 use super::{CredentialSource, Credentials};
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// `config.json` of Docker: in `$DOCKER_CONFIG`, else in `~/.docker`, or in a folder of its own. Read on every question,
@@ -12,11 +15,16 @@ use std::time::Duration;
 pub struct DockerConfig {
     folder: Option<PathBuf>,
     patience: Duration,
+    /// One turn for each server that somebody asks about. A helper that hangs keeps its thread; it keeps the turn, too, so that there is no second
+    /// thread.
+    turns: Arc<Mutex<HashMap<String, Weak<Turn>>>>,
 }
+
+type Turn = tokio::sync::Mutex<()>;
 
 impl Default for DockerConfig {
     fn default() -> Self {
-        Self { folder: None, patience: Duration::from_secs(30) }
+        Self { folder: None, patience: Duration::from_secs(30), turns: Arc::default() }
     }
 }
 
@@ -35,6 +43,17 @@ impl DockerConfig {
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    fn turn(&self, server: &str) -> Arc<Turn> {
+        let mut turns = self.turns.lock();
+        if let Some(turn) = turns.get(server).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(server.to_owned(), Arc::downgrade(&turn));
+        turn
     }
 
     fn path(&self) -> Option<PathBuf> {
@@ -56,9 +75,17 @@ impl CredentialSource for DockerConfig {
             "registry-1.docker.io" | "docker.io" => "https://index.docker.io/v1/".to_owned(),
             other => other.to_owned(),
         };
-        let patience = self.patience;
+        let (patience, turn) = (self.patience, self.turn(&server));
         Box::pin(async move {
-            let asked = tokio::task::spawn_blocking(move || ask(&path, &server));
+            let asked = async {
+                let turn = turn.lock_owned().await;
+                tokio::task::spawn_blocking(move || {
+                    let found = ask(&path, &server);
+                    drop(turn);
+                    found
+                })
+                .await
+            };
             match tokio::time::timeout(patience, asked).await {
                 Ok(Ok(found)) => found,
                 Ok(Err(_)) => None,
@@ -130,5 +157,29 @@ mod tests {
         assert_eq!(source.credentials("x", "y").await, None);
         std::fs::write(folder.path().join("config.json"), "{").unwrap();
         assert_eq!(source.credentials("x", "y").await, None);
+    }
+
+    /// A helper that hangs keeps one thread for ever, not one more with each question. The file itself hangs here, which is the same to us.
+    #[test]
+    fn what_hangs_is_asked_once_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config.json");
+        assert!(std::process::Command::new("mkfifo").arg(&config).status().unwrap().success());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let source = DockerConfig::in_folder(folder.path()).with_patience(Duration::from_millis(50));
+            for _ in 0..3 {
+                assert_eq!(source.credentials("x", "y").await, None);
+            }
+            let other = tokio::task::spawn_blocking(|| ());
+            tokio::time::timeout(Duration::from_secs(30), other).await.expect("a thread is left").unwrap();
+        });
+        runtime.shutdown_background();
+        // Its reader goes on, and finds nothing.
+        drop(std::fs::OpenOptions::new().write(true).open(&config));
     }
 }

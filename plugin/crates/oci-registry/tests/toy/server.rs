@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     Cut(usize),
     /// Send the head and so many bytes of the body, then nothing more.
     Stall(usize),
+    /// Send the head, then the body byte by byte, one every so many milliseconds.
+    Drip(u64),
     /// Close without a word.
     Close,
     /// Answer as usual, but with a header changed (or, where the value is empty, left out).
@@ -156,11 +158,12 @@ impl Toy {
             let (mut reply, fault) = self.answer(&request);
             let head_only = request.method == "HEAD";
             let announced = reply.body.len();
-            let (mut send, mut stall, mut close) = (announced, false, false);
+            let (mut send, mut stall, mut close, mut drip) = (announced, false, false, None);
             match fault {
                 Some(Fault::Close) => return,
                 Some(Fault::Cut(after)) => (send, close) = (after, true),
                 Some(Fault::Stall(after)) => (send, stall) = (after, true),
+                Some(Fault::Drip(pause)) => (send, drip) = (0, Some(pause)),
                 Some(Fault::Longer(more)) => {
                     reply.body.extend(more);
                     reply.headers.push(("connection".to_owned(), "close".to_owned()));
@@ -189,6 +192,14 @@ impl Toy {
             }
             if stream.write_all(&bytes).await.is_err() || stream.flush().await.is_err() || close {
                 return;
+            }
+            if let Some(pause) = drip {
+                for byte in &reply.body {
+                    tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+                    if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
+                        return;
+                    }
+                }
             }
             if stall {
                 tokio::time::sleep(std::time::Duration::from_secs(60)).await;
