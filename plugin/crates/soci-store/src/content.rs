@@ -28,6 +28,9 @@ use crate::time;
 /// Largest piece that one write message carries, bytes.
 const WRITE_PIECE: usize = 4 << 20;
 
+/// Room made for a range before its first byte is here, bytes.
+const MAX_RESERVED: usize = 8 << 20;
+
 /// What containerd knows of one blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContentInfo {
@@ -125,7 +128,8 @@ impl ContentStore {
             |what: String| StoreError::Malformed { operation: OPERATION, subject: digest.to_string(), what };
         let wanted = range.end.saturating_sub(range.start);
         let capacity = usize::try_from(wanted).map_err(|_| malformed("too long for memory".to_owned()))?;
-        let mut bytes = BytesMut::with_capacity(capacity);
+        // Whoever asks may have the length from somebody else: the bytes have to come before there is room for all of them.
+        let mut bytes = BytesMut::with_capacity(capacity.min(MAX_RESERVED));
         if wanted == 0 {
             return Ok(bytes.freeze());
         }
@@ -195,10 +199,26 @@ impl ContentStore {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         check_labels(&labels)?;
-        let mut writer = match self.open_writer(lease, descriptor).await? {
-            OpenedWriter::Present => return self.set_labels(descriptor.digest(), labels).await,
-            OpenedWriter::Writer(writer) => writer,
-        };
+        match self.open_writer(lease, descriptor).await? {
+            OpenedWriter::Present => self.set_labels(descriptor.digest(), labels).await,
+            OpenedWriter::Writer(writer) => self.write_through(writer, descriptor, labels, body).await,
+        }
+    }
+
+    /// The second half of [`ContentStore::write`], for who wants to know from when on the ingest is their own.
+    ///
+    /// # Errors
+    /// As [`ContentStore::write`].
+    pub async fn write_through<E>(
+        &self,
+        mut writer: Box<ContentWriter>,
+        descriptor: &Descriptor,
+        labels: Labels,
+        body: impl Stream<Item = Result<Bytes, E>> + Send,
+    ) -> Result<(), StoreError>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let outcome = Self::write_to(&mut writer, descriptor, labels.clone(), body).await;
         match outcome {
             Ok(()) => Ok(()),

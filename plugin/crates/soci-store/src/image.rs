@@ -103,7 +103,8 @@ impl Images {
         Image::from_wire(OPERATION, image)
     }
 
-    /// Records that match any of the filters (all without one), in containerd's order.
+    /// Records that match any of the filters (all without one), in containerd's order; those that make no sense to us are left out, with a
+    /// warning in the log.
     ///
     /// # Errors
     /// A malformed filter, or containerd does not answer.
@@ -115,7 +116,13 @@ impl Images {
             .containerd
             .call(OPERATION, self.containerd.namespace().as_str(), client.list(request))
             .await?;
-        response.images.into_iter().map(|image| Image::from_wire(OPERATION, image)).collect()
+        let images = response.images.into_iter();
+        let read = images.filter_map(|image| {
+            Image::from_wire(OPERATION, image)
+                .inspect_err(|error| tracing::warn!(%error, "an image is left out"))
+                .ok()
+        });
+        Ok(read.collect())
     }
 
     /// Makes a record.

@@ -53,6 +53,19 @@ impl Leases {
         expiry: Duration,
         labels: Labels,
     ) -> Result<Lease, StoreError> {
+        match self.create_new(id, expiry, labels).await {
+            Err(StoreError::AlreadyExists { .. }) if id.is_ascii() && !id.is_empty() => {
+                Ok(Lease { id: id.to_owned() })
+            }
+            other => other,
+        }
+    }
+
+    /// The same, for who has to know that it is their own.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyExists`] among others.
+    pub async fn create_new(&self, id: &str, expiry: Duration, labels: Labels) -> Result<Lease, StoreError> {
         const OPERATION: &str = "create lease in namespace";
         let end = Timestamp::now().checked_add(expiry).unwrap_or(Timestamp::MAX);
         let mut labels = labels;
@@ -60,11 +73,8 @@ impl Leases {
         let request = self.containerd.request(CreateRequest { id: id.to_owned(), labels });
         let mut client = self.containerd.leases_client();
         let namespace = self.containerd.namespace().as_str();
-        let lease = match self.containerd.call(OPERATION, namespace, client.create(request)).await {
-            Ok(response) => response.lease.map(|lease| lease.id).unwrap_or_default(),
-            Err(StoreError::AlreadyExists { .. }) if !id.is_empty() => id.to_owned(),
-            Err(error) => return Err(error),
-        };
+        let response = self.containerd.call(OPERATION, namespace, client.create(request)).await?;
+        let lease = response.lease.map(|lease| lease.id).unwrap_or_default();
         if lease.is_empty() || !lease.is_ascii() {
             let what = "no usable name in it".to_owned();
             return Err(StoreError::Malformed { operation: OPERATION, subject: namespace.to_owned(), what });

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+use std::collections::HashMap;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
+use containerd_client::services::v1::CreateImageRequest;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use soci_index::{IndexBuilder, SociIndex, ZtocRecord, digest_of};
 use soci_store::labels::{self, Labels};
@@ -280,4 +282,28 @@ async fn artifacts_live_as_long_as_their_image() {
     containerd.images().delete("example.com/other:1", true).await.unwrap();
     assert_eq!(all().await, [(false, false), (false, false)], "after the image");
     assert!(containerd.content().list(&[]).await.unwrap().is_empty(), "nothing stays");
+}
+
+/// One record that somebody else made, of a kind that we do not know, is no reason to show none.
+#[tokio::test]
+async fn an_odd_image_does_not_hide_the_others() {
+    let (_server, containerd) = Server::start().await;
+    let target = blob("application/octet-stream", b"image").0;
+    containerd.images().create(&Image::new("good:1", target, Labels::new())).await.unwrap();
+    let odd = containerd_client::services::v1::Image {
+        name: "odd:1".to_owned(),
+        target: Some(containerd_client::types::Descriptor {
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            digest: format!("sha512:{}", "0".repeat(128)),
+            size: 1,
+            annotations: HashMap::new(),
+        }),
+        ..Default::default()
+    };
+    let request = CreateImageRequest { image: Some(odd), source_date_epoch: None };
+    containerd.images_client().create(containerd.request(request)).await.unwrap();
+    let listed = containerd.images().list(&[]).await.unwrap();
+    let names: Vec<&str> = listed.iter().map(|image| image.name.as_str()).collect();
+    assert_eq!(names, ["good:1"]);
+    assert!(matches!(containerd.images().get("odd:1").await, Err(StoreError::Malformed { .. })));
 }
