@@ -57,11 +57,9 @@ fn run(args: Args) -> Result<(), Error> {
         .map_err(|source| Error::Io { what: "start the runtime".to_owned(), source })?;
     let outcome = runtime.block_on(async {
         let context = Context::new(&args.global)?;
-        match context.timeout() {
-            Some(limit) => tokio::time::timeout(limit, command::run(args.command, &context))
-                .await
-                .unwrap_or(Err(Error::Timeout { limit })),
-            None => command::run(args.command, &context).await,
+        tokio::select! {
+            outcome = command::run(args.command, &context) => outcome,
+            error = context.overdue() => Err(error),
         }
     });
     // A read of stdin or a look-up in the resolver may still hang; nobody waits for it.

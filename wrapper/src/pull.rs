@@ -14,7 +14,7 @@ use oci_registry::{BlobStream, Client, FetchedManifest, Reference, RegistryError
 use oci_spec::image::{Descriptor, Digest};
 use parking_lot::Mutex;
 use soci_store::labels::{self, Labels};
-use soci_store::{Containerd, StoreError};
+use soci_store::{Containerd, OpenedWriter, StoreError};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -232,8 +232,14 @@ impl Puller {
         })
         .try_flatten()
         .boxed();
+        let content = self.containerd.content();
+        let writer = match content.open_writer(None, blob).await? {
+            OpenedWriter::Present => return Ok(content.set_labels(blob.digest(), labels).await?),
+            OpenedWriter::Writer(writer) => writer,
+        };
+        // Not earlier: it may have been another's until now, and is not ours to abort then.
         self.arriving.lock().insert(blob.digest().clone());
-        let outcome = self.containerd.content().write(None, blob, labels, body).await;
+        let outcome = content.write_through(writer, blob, labels, body).await;
         // Not reached where the pull is interrupted: that is what it is for.
         self.arriving.lock().remove(blob.digest());
         Ok(outcome?)

@@ -48,8 +48,14 @@ impl RootfsError {
 /// # Errors
 /// They cannot be mounted, or a file is there but cannot be read. A file that is missing is empty.
 pub(crate) fn accounts_of_snapshot(mounts: &[Mount]) -> Result<Accounts, RootfsError> {
+    accounts_below(&root_of(mounts)?)
+}
+
+/// The root of what these mounts make. They are in nobody's mount table any more: should we end while a lazy layer lets us wait, nothing stays,
+/// and what is mounted lives as long as the descriptor.
+fn root_of(mounts: &[Mount]) -> Result<OwnedFd, RootfsError> {
     let mounted = Mounted::new(mounts)?;
-    accounts_of_directory(&mounted.target)
+    open_root(&mounted.target)
 }
 
 /// Reads `/etc/passwd` and `/etc/group` below `root`; blocks.
@@ -57,10 +63,16 @@ pub(crate) fn accounts_of_snapshot(mounts: &[Mount]) -> Result<Accounts, RootfsE
 /// # Errors
 /// A file is there but cannot be read.
 pub(crate) fn accounts_of_directory(root: &Path) -> Result<Accounts, RootfsError> {
+    accounts_below(&open_root(root)?)
+}
+
+fn open_root(root: &Path) -> Result<OwnedFd, RootfsError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root =
-        rustix::fs::open(root, flags, Mode::empty()).map_err(|errno| RootfsError::Directory(errno.into()))?;
-    Ok(Accounts::parse(&read(&root, "etc/passwd")?, &read(&root, "etc/group")?))
+    rustix::fs::open(root, flags, Mode::empty()).map_err(|errno| RootfsError::Directory(errno.into()))
+}
+
+fn accounts_below(root: &OwnedFd) -> Result<Accounts, RootfsError> {
+    Ok(Accounts::parse(&read(root, "etc/passwd")?, &read(root, "etc/group")?))
 }
 
 fn read(root: impl AsFd, file: &'static str) -> Result<Vec<u8>, RootfsError> {
@@ -88,7 +100,7 @@ fn open_file(root: impl AsFd, path: &str) -> Result<Option<OwnedFd>, Errno> {
     rustix::fs::open(itself, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(Some)
 }
 
-/// A snapshot mounted read-only below a temporary directory, until this is dropped.
+/// A snapshot mounted read-only below a temporary directory, until this is dropped; a moment, since whoever is killed does not drop.
 #[derive(Debug)]
 struct Mounted {
     target: PathBuf,
@@ -160,10 +172,8 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         for _ in 0..self.mounted {
-            if rustix::mount::unmount(&self.target, UnmountFlags::empty()).is_err() {
-                // Somebody looks into it; it goes when they are done.
-                let _ = rustix::mount::unmount(&self.target, UnmountFlags::DETACH);
-            }
+            // Whoever has it open keeps it; it goes when they are done.
+            let _ = rustix::mount::unmount(&self.target, UnmountFlags::DETACH);
         }
     }
 }
@@ -223,6 +233,25 @@ mod tests {
         std::fs::create_dir(root.path().join("usr")).unwrap();
         std::fs::write(root.path().join("usr/passwd"), "inside:x:8:9::/:/bin/sh\n").unwrap();
         let accounts = accounts_of_directory(root.path()).unwrap();
+        assert_eq!(UserValue("inside").resolve(&accounts).unwrap().gid, 9);
+    }
+
+    /// As root.
+    #[test]
+    fn a_root_that_is_open_is_mounted_nowhere() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/passwd"), "inside:x:8:9::/:/bin/sh\n").unwrap();
+        let mount = Mount {
+            r#type: "bind".to_owned(),
+            source: root.path().display().to_string(),
+            ..Mount::default()
+        };
+        let opened = root_of(&[mount.clone(), mount]).unwrap();
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let source = root.path().display().to_string();
+        assert!(!table.lines().any(|line| line.contains("/soci-run-") && line.contains(&source)), "{table}");
+        let accounts = accounts_below(&opened).unwrap();
         assert_eq!(UserValue("inside").resolve(&accounts).unwrap().gid, 9);
     }
 

@@ -10,13 +10,17 @@ mod stub;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use oci_spec::image::{Descriptor, Digest, MediaType};
+use rustix::process::Signal;
 use soci_index::fallback::{self, ReferrersIndex};
 use soci_index::{IndexBuilder, ZtocRecord, digest_of};
+use soci_store::labels::Labels;
+use soci_store::{OpenedWriter, connect};
 use soci_tests::containerd::Containerd;
 use soci_tests::image::{Image, ImageBuilder, Packing};
-use soci_tests::process::{Said, say};
+use soci_tests::process::{Process, Said, say};
 use soci_tests::registry::{PASSWORD, Registry, USER, user};
 
 use crate::proxy::Proxy;
@@ -152,6 +156,24 @@ impl Parts {
         expected.sort();
         lines.sort_unstable();
         assert_eq!(lines, expected);
+    }
+
+    fn start_command(&self, name: &str, arguments: &[&str]) -> Process {
+        Process::start(name, &mut self.command(arguments), &self.folder.path().join(name))
+    }
+
+    /// No lease, no image, no half download, no snapshot that is being made.
+    fn assert_nothing_left(&self, after: &str) {
+        assert_eq!(self.soci(&["image", "ls", "-q"]).ok().out, "", "{after}");
+        assert_eq!(self.containerd.ctr(&["leases", "ls", "-q"]).ok().out, "", "{after}");
+        assert_eq!(self.ingests(), "", "{after}");
+        assert!(!self.stub.names().iter().any(|(_, kind)| kind == "active"), "{after}");
+    }
+
+    /// Names of downloads that have not ended.
+    fn ingests(&self) -> String {
+        let listed = self.containerd.ctr(&["content", "active"]).ok().out;
+        listed.lines().filter(|line| line.contains("sha256:")).collect()
     }
 
     fn assert_pulled(&self) {
@@ -364,4 +386,81 @@ fn failures_are_one_line_and_leave_nothing() {
     assert_eq!(parts.soci(&["image", "ls", "-q"]).ok().out, "");
     assert_eq!(parts.containerd.ctr(&["leases", "ls", "-q"]).ok().out, "");
     assert_eq!(parts.stub.names().len(), 0);
+}
+
+/// Ctrl-C and `--timeout`, with a download in the middle.
+#[test]
+fn a_pull_that_ends_early_leaves_nothing() {
+    let parts = Parts::start(Behaviour::Defer);
+    let layer = parts.image.layers[1].digest.clone();
+    // Nobody asks for that: the layer does not come.
+    let never = vec![layer, "never".to_owned()];
+    let proxy = Proxy::start(parts.registry.host(), |path, awaited| path.contains(&awaited[0]), never);
+    let reference = format!("{}/{REPOSITORY}:1", proxy.host());
+    let user = user();
+    for command in ["pull", "rpull"] {
+        let line = ["image", command, "--snapshotter", "soci", "--user", &user, &reference];
+        for end in [Some(Signal::INT), None] {
+            let after = format!("{command} and {end:?}");
+            let limit: &[&str] = if end.is_none() { &["--timeout", "8s"] } else { &[] };
+            let mut process = parts.start_command("soci", &[limit, &line].concat());
+            process.wait_until("the layer is on its way", Duration::from_secs(60), || {
+                parts.ingests().contains("soci-sha256:")
+            });
+            if let Some(signal) = end {
+                process.signal(signal);
+            }
+            let status = process.wait(Duration::from_secs(60)).expect("it ends");
+            assert_eq!(status.code(), Some(1), "{after}: {}", process.output());
+            let said = if end.is_some() { "interrupted" } else { "did not end within" };
+            assert!(process.output().contains(said), "{after}: {}", process.output());
+            parts.assert_nothing_left(&after);
+        }
+    }
+}
+
+/// While another writes the same blob, it is not ours to drop.
+#[test]
+fn an_interrupted_pull_leaves_the_download_of_another() {
+    let parts = Parts::start(Behaviour::Defer);
+    let layer = &parts.image.layers[1];
+    let digest: Digest = layer.digest.parse().unwrap();
+    let bytes = parts.registry.blob(REPOSITORY, &layer.digest);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (writer, containerd, lease) = runtime.block_on(async {
+        let channel = connect(&parts.containerd.socket(), Duration::from_secs(10)).unwrap();
+        let containerd = soci_store::Containerd::new(channel, "test".parse().unwrap());
+        let lease = containerd.leases().create(Duration::from_secs(3600)).await.unwrap();
+        let blob = Descriptor::new(MediaType::ImageLayerGzip, bytes.len() as u64, digest.clone());
+        let OpenedWriter::Writer(mut writer) =
+            containerd.content().open_writer(Some(&lease), &blob).await.unwrap()
+        else {
+            panic!("it is there")
+        };
+        writer.write(bytes[..7].to_vec().into()).await.unwrap();
+        (writer, containerd, lease)
+    });
+    let user = user();
+    let line = ["image", "pull", "--no-unpack", "--debug", "--user", &user, &parts.reference()];
+    let mut pull = parts.start_command("soci", &line);
+    pull.wait_until("the others are here", Duration::from_secs(60), || {
+        let here = parts.content();
+        [0, 2].iter().all(|n| here.contains(&parts.image.layers[*n].digest))
+            && pull_waits_for(&parts.folder.path().join("soci"), &layer.digest)
+    });
+    pull.signal(Signal::INT);
+    assert_eq!(pull.wait(Duration::from_secs(30)).expect("it ends").code(), Some(1));
+    runtime.block_on(async {
+        let mut writer = writer;
+        writer.write(bytes[7..].to_vec().into()).await.unwrap();
+        writer.commit(bytes.len() as u64, &digest, Labels::new()).await.unwrap();
+        assert!(containerd.content().info(&digest).await.unwrap().is_some());
+        containerd.leases().delete(&lease).await.unwrap();
+    });
+}
+
+/// Whether it has been told at least twice that the blob is being written, by its log.
+fn pull_waits_for(log: &Path, digest: &str) -> bool {
+    let log = fs::read_to_string(log).unwrap();
+    log.lines().filter(|line| line.contains("write content") && line.contains(digest)).count() > 1
 }

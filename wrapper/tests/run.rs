@@ -243,7 +243,8 @@ fn an_index_is_made_shown_pushed_recovered_and_removed() {
     assert!(error.contains("no ztocs created, all layers either skipped or produced errors"), "{error}");
     let size = parts.image.layers[1].size.to_string();
     let lines = parts.lines(&["create", "--span-size", "1048576", "--min-layer-size", &size, NAME]);
-    assert_eq!(lines[0], format!("layer {base} -> ztoc skipped"));
+    assert!(lines[0].starts_with(&format!("layer {base} -> ztoc skipped: ")), "{lines:?}");
+    assert!(lines[0].ends_with(&format!("is less than min-layer-size {size}")), "{lines:?}");
     let ztoc = lines[1].strip_prefix(&format!("layer {data} -> ztoc ")).unwrap().to_owned();
     let again = parts.lines(&["create", "--span-size", "1048576", "--min-layer-size", &size, NAME]);
     assert_eq!(again[1], format!("layer {data} -> ztoc {ztoc} (already exists)"));
@@ -301,4 +302,110 @@ fn an_index_is_made_shown_pushed_recovered_and_removed() {
     assert_eq!(parts.lines(&["index", "ls", "-q"]), Vec::<String>::new());
     let error = parts.soci(&["index", "rm", &index[0]]).one_line_error();
     assert_eq!(error, format!("soci: the index of the digest {} doesn't exist", index[0]));
+}
+
+/// `--timeout` ends a run in order.
+#[test]
+fn a_run_that_takes_too_long_leaves_nothing() {
+    let parts = Parts::start();
+    parts.run(&[NAME, "warm", "echo"]).ok();
+    let fifos = parts.folder.path().join("fifos");
+    let line = [
+        "--timeout",
+        "10s",
+        "run",
+        "--rm",
+        "--fifo-dir",
+        fifos.to_str().unwrap(),
+        NAME,
+        "slow",
+        "sleep",
+        "600",
+    ];
+    let error = parts.soci(&line).one_line_error();
+    assert!(error.contains("did not end within 10s"), "{error}");
+    parts.assert_nothing_left();
+}
+
+/// What holds a live mount's snapshot is not the second one's to end.
+#[test]
+fn a_second_mount_on_one_target_leaves_the_first() {
+    let parts = Parts::start();
+    let target = parts.folder.path().join("target");
+    fs::create_dir(&target).unwrap();
+    let target = target.to_str().unwrap();
+    parts.soci(&["image", "mount", NAME, target]).ok();
+    let error = parts.soci(&["image", "mount", NAME, target]).one_line_error();
+    assert!(error.contains("already exists"), "{error}");
+    let leases = || parts.containerd.ctr(&["leases", "ls", "-q"]).ok().out;
+    let snapshots = || parts.containerd.ctr(&["snapshot", "ls"]).ok().out;
+    assert!(leases().lines().any(|lease| lease == target), "{}", leases());
+    parts.containerd.ctr(&["content", "prune", "references"]).ok();
+    assert!(snapshots().contains(target), "{}", snapshots());
+    parts.soci(&["image", "unmount", "--rm", target]).ok();
+    assert!(!leases().contains(target) && !snapshots().contains(target));
+    // One that fails for another reason takes its own lease back.
+    assert!(!parts.soci(&["image", "mount", "--snapshotter", "nosuch", NAME, target]).success);
+    assert!(!leases().contains(target), "{}", leases());
+}
+
+/// A zTOC may claim that its layer has any size.
+#[test]
+fn a_ztoc_of_another_size_is_refused() {
+    let parts = Parts::start();
+    parts.soci(&["create", "--min-layer-size", "0", NAME]).ok();
+    let layer: oci_spec::image::Digest = parts.image.layers[1].digest.parse().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let forged = runtime.block_on(async {
+        let channel = soci_store::connect(&parts.containerd.socket(), Duration::from_secs(10)).unwrap();
+        let containerd = soci_store::Containerd::new(channel, parts.namespace.parse().unwrap());
+        let artifacts = containerd.artifacts();
+        let real = artifacts.find_ztoc(&layer, 4 << 20).await.unwrap().unwrap();
+        let bytes = containerd.content().read_all(&real.digest, 1 << 20).await.unwrap();
+        // Its slot in the table is known by its value.
+        let size = parts.image.layers[1].size.to_le_bytes();
+        let mut forged = bytes.to_vec();
+        let places: Vec<usize> = (0..forged.len() - 8).filter(|at| forged[*at..at + 8] == size).collect();
+        assert_eq!(places.len(), 1, "{places:?}");
+        forged[places[0]..places[0] + 8].copy_from_slice(&(i64::MAX - 4096).to_le_bytes());
+        let lease = containerd.leases().create(Duration::from_secs(3600)).await.unwrap();
+        artifacts.store_ztoc(Some(&lease), forged.into(), &layer, Some(1)).await.unwrap().digest().to_string()
+    });
+    let error = parts.soci(&["ztoc", "get-file", &forged, "big"]).one_line_error();
+    assert!(error.contains("of another blob"), "{error}");
+}
+
+/// What is not the command's failure is said all the same.
+#[test]
+fn an_odd_image_is_told_of_and_left_out() {
+    let parts = Parts::start();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let channel = soci_store::connect(&parts.containerd.socket(), Duration::from_secs(10)).unwrap();
+        let containerd = soci_store::Containerd::new(channel, parts.namespace.parse().unwrap());
+        let target = containerd_client::types::Descriptor {
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            digest: format!("sha512:{}", "0".repeat(128)),
+            size: 1,
+            ..Default::default()
+        };
+        let image = containerd_client::services::v1::Image {
+            name: "odd:1".to_owned(),
+            target: Some(target),
+            ..Default::default()
+        };
+        let request = containerd_client::services::v1::CreateImageRequest {
+            image: Some(image),
+            source_date_epoch: None,
+        };
+        containerd.images_client().create(containerd.request(request)).await.unwrap();
+    });
+    let said = parts.soci(&["image", "ls", "-q"]).ok();
+    assert_eq!(said.out, format!("{NAME}\n"));
+    assert!(
+        said.err.starts_with("soci: an image is left out: ") && said.err.contains("odd:1"),
+        "{}",
+        said.err
+    );
+    assert_eq!(said.err.lines().count(), 1, "{}", said.err);
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::json;
-use soci_tests::process::say;
+use soci_tests::process::{Said, say};
 use soci_tests::registry::{PASSWORD, USER, user};
 use soci_tests::rootfs::{self, BIG};
 use soci_tests::stack::Stack;
@@ -71,17 +71,22 @@ fn push_needs_credentials() {
     stack.soci(&["push", "--user", &user(), &reference]).ok();
 }
 
+/// By somebody whose docker configuration has a login for the registry, which the daemon's has not.
+fn rpull_logged_in(stack: &Stack, options: &[&str], reference: &str) -> Said {
+    let docker = stack.folder().join("callers-docker");
+    fs::create_dir(&docker).unwrap();
+    let login = json!({ "auths": { stack.registry.host(): { "username": USER, "password": PASSWORD } } });
+    fs::write(docker.join("config.json"), login.to_string()).unwrap();
+    let mut command = stack.soci_command(&[&["image", "rpull"], options, &[reference]].concat());
+    say(command.env("DOCKER_CONFIG", &docker))
+}
+
 /// Who pulls has a docker configuration of their own, the daemon has none.
 #[test]
 fn the_daemon_reads_with_what_the_caller_is_logged_in_with() {
     let stack = Stack::start();
     let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
-    let docker = stack.folder().join("callers-docker");
-    fs::create_dir(&docker).unwrap();
-    let login = json!({ "auths": { stack.registry.host(): { "username": USER, "password": PASSWORD } } });
-    fs::write(docker.join("config.json"), login.to_string()).unwrap();
-    let mut command = stack.soci_command(&["image", "rpull", &reference]);
-    let said = say(command.env("DOCKER_CONFIG", &docker)).ok();
+    let said = rpull_logged_in(&stack, &[], &reference).ok();
     assert_eq!(said.err, "");
     assert_eq!(stack.mounts().len(), 1, "it is lazy");
     stack.soci_run("soci", &[], &reference, &["sha256sum", BIG.0]).ok();
@@ -101,7 +106,7 @@ fn what_the_daemon_cannot_reach_is_downloaded() {
     );
     fs::write(hosts.join("registry.invalid/hosts.toml"), toml).unwrap();
     let reference = "registry.invalid/small:1";
-    let said = stack.rpull(&["--hosts-dir", hosts.to_str().unwrap()], reference).ok();
+    let said = rpull_logged_in(&stack, &["--hosts-dir", hosts.to_str().unwrap()], reference).ok();
     assert_eq!(said.err.lines().count(), 1, "{}", said.err);
     assert!(said.err.contains("cannot read the image from registry.invalid"), "{}", said.err);
     assert!(stack.mounts().is_empty(), "nothing is lazy");

@@ -1,11 +1,12 @@
-//! SIGINT: the daemon unmounts everything and ends, whoever uses what it had mounted.
+//! SIGINT: the daemon unmounts everything and ends, whoever uses what it had mounted; `soci run` takes back what it has made.
 
 use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use soci_tests::process::Process;
 use soci_tests::rootfs::{self, BIG};
-use soci_tests::stack::{Stack, container_name};
+use soci_tests::stack::{Stack, container_name, eventually};
 
 /// SIGINT leaves nothing: no mount, no keeper, no socket.
 #[test]
@@ -77,4 +78,32 @@ fn sigint_under_a_running_container() {
 #[test]
 fn sigint_under_a_running_container_on_the_kernel_front_end() {
     in_use("auto");
+}
+
+/// A run that is interrupted while it waits for the image's list of users: what it has mounted to read that is mounted no more, although the read goes on.
+#[test]
+fn an_interrupted_run_leaves_nothing_mounted() {
+    let quiet = "[fuse]\nkernel = \"off\"\n[background_fetch]\ndisable = true\n[limits]\nread_ahead_bytes = \"0b\"\n[start]\nfiles = \"\"\nlikely_files = \"\"\n";
+    let stack = Stack::with_config(quiet);
+    let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    stack.registry.hang();
+    let name = container_name();
+    let mut command =
+        stack.soci_command(&["run", "--rm", "--snapshotter", "soci", &reference, &name, "echo", "up"]);
+    command.env("TMPDIR", stack.folder());
+    let mut run = Process::start("soci", &mut command, &stack.folder().join("interrupted.log"));
+    run.wait_until("it reads", Duration::from_secs(30), || stack.waiting() > 0);
+    run.signal(Signal::INT);
+    let mounted = format!("{}/soci-run-", stack.folder().display());
+    eventually("nothing is mounted", Duration::from_secs(20), || {
+        !fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&mounted)
+    });
+    stack.registry.go_on();
+    let status = run.wait(Duration::from_secs(60)).expect("it ends");
+    assert_eq!(status.code(), Some(1), "{}", run.output());
+    assert_eq!(stack.ctr(&["container", "ls", "-q"]).ok().out.trim(), "");
+    assert_eq!(stack.ctr(&["leases", "ls", "-q"]).ok().out.trim(), "");
+    let snapshots = stack.ctr(&["snapshot", "--snapshotter", "soci", "ls"]).ok().out;
+    assert!(!snapshots.contains("Active"), "{snapshots}");
 }

@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use oci_registry::platform::Platform;
 use oci_spec::image::{Descriptor, Digest};
-use soci_index::{IndexBuilder, LayerCompression, LayerVerdict, ZtocRecord, classify};
+use soci_index::{IndexBuilder, LayerCompression, LayerVerdict, SkipReason, ZtocRecord, classify};
 use soci_store::{Containerd, IndexTarget};
 use thiserror::Error;
 use ztoc::Ztoc;
@@ -28,6 +28,9 @@ const XATTR: &str = "xattr";
 
 /// Arguments of `soci create`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci create docker.io/library/rabbitmq:3\n  soci create --min-layer-size 0 --span-size 1048576 docker.io/library/rabbitmq:3"
+)]
 pub(crate) struct Args {
     /// Image to index, as `soci image ls` names it.
     #[arg(value_name = "IMAGE")]
@@ -101,7 +104,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let prefetch =
         prefetch::paths(&args.prefetch_file, args.prefetch_files_json.as_deref()).map_err(Error::command)?;
     let image = local_image::find(context.containerd(), name).await?;
-    under_lease(context.containerd(), |containerd| {
+    under_lease(context, |containerd| {
         let work = async {
             let job = Job {
                 progress: Progress::new(),
@@ -183,14 +186,14 @@ impl Job {
     /// The line to print for a layer, and its zTOC if it gets one.
     async fn layer(&self, layer: &Layer) -> Result<(String, Option<Indexed>), Error> {
         let digest = layer.blob.digest();
-        let skipped = || (format!("layer {digest} -> ztoc skipped"), None);
         let media_type = layer.blob.media_type().to_string();
+        let skipped = |why: &str| (format!("layer {digest} -> ztoc skipped: {media_type}, {why}"), None);
         let compression =
             match classify(&media_type, layer.blob.size(), self.min_layer_size).map_err(Error::command)? {
                 LayerVerdict::Index(compression) => compression,
                 LayerVerdict::Skip(reason) => {
-                    tracing::debug!(layer = %digest, ?reason, "no zTOC");
-                    return Ok(skipped());
+                    let why = reason_in_words(reason, layer.blob.size(), self.min_layer_size);
+                    return Ok(skipped(&why));
                 }
             };
         if !self.force
@@ -203,7 +206,7 @@ impl Job {
         }
         match self.build(layer, compression).await? {
             Some(built) => Ok((format!("layer {digest} -> ztoc {}", built.record.digest), Some(built))),
-            None => Ok(skipped()),
+            None => Ok(skipped("cannot be indexed")),
         }
     }
 
@@ -255,6 +258,17 @@ impl Job {
             disable_xattrs: self.mark_xattrs && has_no_xattrs(&ztoc),
         };
         Ok(Indexed { record, ztoc: (!self.prefetch.is_empty()).then_some(ztoc) })
+    }
+}
+
+/// Why a layer gets no zTOC, as the Go project says it.
+fn reason_in_words(reason: SkipReason, size: u64, min_layer_size: u64) -> String {
+    let unsupported = "compressed in an unsupported format. expect: [tar, gzip, unknown] but got";
+    match reason {
+        SkipReason::TooSmall => format!("size {size} is less than min-layer-size {min_layer_size}"),
+        SkipReason::Zstd => format!("{unsupported} \"zstd\""),
+        SkipReason::Unsupported => format!("{unsupported} another"),
+        SkipReason::PrefetchArtifact => "is a prefetch artifact".to_owned(),
     }
 }
 

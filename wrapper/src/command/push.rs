@@ -25,6 +25,9 @@ const DEFAULT_UPLOADS: usize = 3;
 
 /// Arguments of `soci push`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci push registry.example.com/team/app:1\n  soci push --user alice:secret --existing-index skip registry.example.com/team/app:1"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
@@ -102,7 +105,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let client = args.registry.client(&reference, credentials.as_ref())?;
     let progress = Progress::new();
     let pusher = Pusher { args: &args, containerd, client, reference, existing, progress };
-    let mut interrupts = Interrupts::listen()?;
+    let mut interrupts = Interrupts::listen(context)?;
     let work = async {
         let platforms = local_image::wanted_platforms(containerd, &image, args.all_platforms, &args.platform)
             .await

@@ -24,11 +24,12 @@ const MAX_CONFIG: u64 = 16 << 20;
 
 /// Arguments of `soci rebuild-db`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci rebuild-db")]
 pub(crate) struct Args {}
 
 /// Runs `soci rebuild-db`.
 pub(crate) async fn run(_args: Args, context: &Context) -> Result<(), Error> {
-    under_lease(context.containerd(), |containerd| {
+    under_lease(context, |containerd| {
         let work = async move {
             let progress = Progress::new();
             let work = progress.work("reading the content store");

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::rootfs;
 use crate::spec::{self, Privileges};
 use crate::task::options::{self, RuncOptions};
+use crate::task::signals::Signals;
 use crate::task::streams::Destination;
 
 /// Where containerd's own clients put their fifos.
@@ -29,6 +30,7 @@ const CPU_PERIOD: u64 = 100_000;
 /// Arguments of `soci run`: those of `ctr run`.
 #[derive(Debug, clap::Args)]
 #[command(
+    after_help = "Examples:\n  soci run --rm --tty --net-host --snapshotter soci docker.io/library/rabbitmq:3 rabbit\n  soci run --detach --snapshotter soci docker.io/library/rabbitmq:3 rabbit\n  soci run --rm --snapshotter soci --env LANG=C docker.io/library/rabbitmq:3 shell sh -c id",
     override_usage = "soci run [OPTIONS] IMAGE|ROOTFS ID [COMMAND] [ARG...]\n       soci run [OPTIONS] --config FILE ID"
 )]
 pub(crate) struct Args {
@@ -200,9 +202,16 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
         return Err(usage("can't use 'privileged-without-host-devices' without 'privileged' specified"));
     }
     let request = args.request(&source)?;
-    let mut session = Session::new(context, &args, id)?;
-    let outcome = session.run(&source, request).await;
-    let cleaned = session.clean_up().await;
+    // From here on signals do not end this process.
+    let mut signals = Signals::catch(context)
+        .map_err(|source| Error::Io { what: "cannot catch signals".to_owned(), source })?;
+    let mut session = Session::new(context, &args, id);
+    let outcome = session.run(&mut signals, &source, request).await;
+    signals.forget();
+    let cleaned = tokio::select! {
+        cleaned = session.clean_up() => cleaned,
+        _ = signals.end_by_signal() => Err(Error::Interrupted),
+    };
     let status = outcome?;
     cleaned?;
     match status.map(crate::task::ExitStatus::code) {

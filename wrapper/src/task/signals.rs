@@ -5,6 +5,10 @@ use std::io;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::context::Context;
+use crate::error::Error;
+use crate::interrupt::Deadline;
+
 /// A signal's number, as in kill(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Signal(pub(crate) i32);
@@ -29,6 +33,7 @@ const WAITING: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Signals {
     received: mpsc::Receiver<Signal>,
+    deadline: Deadline,
 }
 
 impl Signals {
@@ -36,7 +41,7 @@ impl Signals {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(crate) fn catch() -> io::Result<Self> {
+    pub(crate) fn catch(context: &Context) -> io::Result<Self> {
         let (sender, received) = mpsc::channel(WAITING);
         for number in CAUGHT {
             let mut signals = signal(SignalKind::from_raw(number))?;
@@ -49,7 +54,7 @@ impl Signals {
                 }
             });
         }
-        Ok(Self { received })
+        Ok(Self { received, deadline: context.take_deadline() })
     }
 
     /// The next one.
@@ -61,13 +66,41 @@ impl Signals {
         }
     }
 
+    /// Drops those that have come: they were for a process that has ended.
+    pub(crate) fn forget(&mut self) {
+        while self.received.try_recv().is_ok() {}
+    }
+
     /// The next one that wants us to end; others are dropped.
-    pub(crate) async fn end(&mut self) -> Signal {
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]: `--timeout` is over.
+    pub(crate) async fn end(&mut self) -> Result<Signal, Error> {
+        let deadline = self.deadline;
+        tokio::select! {
+            signal = self.end_by_signal() => Ok(signal),
+            error = deadline.passed() => Err(error),
+        }
+    }
+
+    /// The same without `--timeout`.
+    pub(crate) async fn end_by_signal(&mut self) -> Signal {
         loop {
             let signal = self.next().await;
             if signal.ends() {
                 return signal;
             }
+        }
+    }
+
+    /// Waits, unless somebody wants us to end.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] or [`Error::Timeout`].
+    pub(crate) async fn unless<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::select! {
+            value = future => Ok(value),
+            end = self.end() => Err(end.map_or_else(|error| error, |_| Error::Interrupted)),
         }
     }
 }

@@ -8,9 +8,10 @@ use oci_registry::{FetchedManifest, Reference};
 use oci_spec::image::{Descriptor, Digest};
 use soci_store::Image;
 use soci_store::labels::{self, Labels};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::context::Context;
-use crate::error::{Error, one_line};
+use crate::error::Error;
 use crate::image::{Document, Manifest};
 use crate::pull::{DEFAULT_DOWNLOADS, PlatformImage, Puller, under_lease};
 use crate::registry::RegistryArgs;
@@ -19,6 +20,9 @@ use crate::unpack::{Prepared, Unpacker};
 
 /// Arguments of `soci image pull`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci image pull docker.io/library/rabbitmq:3\n  soci image pull --snapshotter overlayfs --platform linux/arm64 docker.io/library/busybox:1.36"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
@@ -65,7 +69,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let platforms = if platforms.is_empty() { vec![Platform::host()] } else { platforms };
     let credentials = args.registry.credentials()?;
     let client = args.registry.client(&reference, credentials.as_ref())?;
-    under_lease(context.containerd(), |containerd| {
+    under_lease(context, |containerd| {
         let unpacker = Unpacker::new(containerd.clone(), &args.snapshotter);
         let downloads = args.max_concurrent_downloads;
         let puller = Puller::new(containerd, client, reference, Progress::new(), downloads);
@@ -157,7 +161,7 @@ impl Pull<'_> {
             async move {
                 // In a task of its own, so that several digests are computed at a time.
                 let task = tokio::spawn(async move { puller.layer(&layer).await });
-                AbortOnDrop(task).join().await
+                AbortOnDropHandle::new(task).await.map_err(Error::command)?
             }
         });
         let limit = match self.args.max_concurrent_downloads {
@@ -190,23 +194,5 @@ impl Pull<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// A task that ends with whoever waits for it.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl AbortOnDrop<Result<(), Error>> {
-    async fn join(mut self) -> Result<(), Error> {
-        match (&mut self.0).await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(Error::Usage(format!("a download ended early: {}", one_line(&error)))),
-        }
-    }
-}
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

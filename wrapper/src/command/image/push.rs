@@ -23,6 +23,9 @@ const MAX_DEPTH: usize = 4;
 
 /// Arguments of `soci image push`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci image push registry.example.com/team/app:1\n  soci image push --user alice:secret registry.example.com/team/app:2 registry.example.com/team/app:1"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
@@ -76,7 +79,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
         let target = target(&args, context, &pusher).await?;
         pusher.push(&target).await
     };
-    Interrupts::listen()?.unless(push).await
+    Interrupts::listen(context)?.unless(push).await
 }
 
 /// What is to be pushed: a manifest or list.

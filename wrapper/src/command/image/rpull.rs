@@ -26,6 +26,9 @@ use crate::unpack::{Prepared, Unpacker};
 
 /// Arguments of `soci image rpull`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci image rpull docker.io/library/rabbitmq:3\n  soci image rpull --user alice:secret --plain-http registry.example.com:5000/team/app:1\n  soci image rpull --soci-index-digest sha256:4b3c6d0a9c2d7f3a1a0e7f8d52b1f5a60b2c9d8e7f6a5b4c3d2e1f0a9b8c7d6e registry.example.com/team/app:1"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
@@ -61,7 +64,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
     };
     let credentials = args.registry.credentials()?;
     let client = args.registry.client(&reference, credentials.as_ref())?;
-    under_lease(context.containerd(), |containerd| {
+    under_lease(context, |containerd| {
         let unpacker = Unpacker::new(containerd.clone(), &args.snapshotter);
         let downloads = args.max_concurrent_downloads;
         let puller = Puller::new(containerd, client, reference, Progress::new(), downloads);

@@ -1,7 +1,6 @@
 //! One container from its making to its end, and what has to go when that end comes early.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -22,11 +21,11 @@ use crate::local_image::{self, LocalImage};
 use crate::rootfs::{self, RootfsError};
 use crate::spec::user::{Accounts, ProcessUser};
 use crate::spec::{self, Request};
-use crate::task::signals::Signals;
+use crate::task::signals::{Signal, Signals};
 use crate::task::streams::Streams;
 use crate::task::terminal::RawTerminal;
 use crate::task::{ExitStatus, Task};
-use crate::terminal;
+use crate::terminal::{self, Progress};
 use crate::unpack::{Prepared, Unpacker};
 
 /// Should we die, containerd lets go of what was half made after this time.
@@ -41,8 +40,10 @@ pub(super) struct Session<'a> {
     context: &'a Context,
     args: &'a Args,
     id: String,
-    signals: Signals,
     lease: Option<Lease>,
+    /// A call was cut short: containerd may have made what we do not know of, and only the lease holds.
+    cut: bool,
+    unpacker: Option<Unpacker>,
     snapshot: Option<Snapshot>,
     container: bool,
     task: Option<Task>,
@@ -58,62 +59,40 @@ struct RunImage {
 }
 
 impl<'a> Session<'a> {
-    /// From here on signals do not end this process.
-    pub(super) fn new(context: &'a Context, args: &'a Args, id: String) -> Result<Self, Error> {
-        let signals = Signals::catch()
-            .map_err(|source| Error::Io { what: "cannot catch signals".to_owned(), source })?;
-        Ok(Self {
+    /// One that has made nothing yet.
+    pub(super) fn new(context: &'a Context, args: &'a Args, id: String) -> Self {
+        Self {
             context,
             args,
             id,
-            signals,
             lease: None,
+            cut: false,
+            unpacker: None,
             snapshot: None,
             container: false,
             task: None,
             started: false,
-        })
+        }
     }
 
     /// Makes the container, runs it, and stays until its process ends; `None` when detached.
     pub(super) async fn run(
         &mut self,
+        signals: &mut Signals,
         source: &Source,
         request: Request,
     ) -> Result<Option<ExitStatus>, Error> {
-        // What is only read needs no lease.
+        // What is only read needs no lease. That is not cut short: nobody would know its name.
         let leases = self.context.containerd().leases();
-        let (lease, image) = tokio::join!(leases.create(LEASE), self.image(source));
+        let (lease, image) = tokio::join!(leases.create(LEASE), signals.unless(self.image(source)));
         let lease = lease?;
         let containerd = self.context.containerd().with_lease(&lease);
         self.lease = Some(lease);
-        let image = image?;
-        let rootfs = match &image {
-            Some(image) => self.snapshot(&containerd, image).await?,
-            None => Vec::new(),
-        };
-        let spec = match source {
-            Source::SpecFile(path) => read_spec(path)?,
-            _ => {
-                let user = self.user(source, image.as_ref(), &rootfs).await?;
-                let namespace = self.context.namespace().as_str();
-                let config = image.as_ref().map(|image| &image.config);
-                let spec =
-                    spec::build(namespace, &self.id, config, &user, &request).map_err(Error::command)?;
-                serde_json::to_vec(&spec).map_err(Error::command)?
-            }
-        };
-        let new = NewContainer {
-            id: self.id.clone(),
-            image: image.as_ref().map(|image| image.record.name.clone()).unwrap_or_default(),
-            labels: image
-                .as_ref()
-                .map_or_else(|| self.args.labels(), |image| container_labels(image, self.args)),
-            runtime: self.args.runtime.clone(),
-            runtime_options: self.args.runtime_options(),
-            spec,
-            snapshot: self.snapshot.clone(),
-        };
+        let image = image??;
+        let made = signals.unless(self.make(&containerd, source, image.as_ref(), request)).await;
+        self.cut = made.is_err();
+        let (new, rootfs) = made??;
+        // A record, not cut short: it may be there, or be another's with the same name.
         container::create(&containerd, new).await?;
         self.container = true;
         // Asked once more, as ctr does: now that the container is recorded, a lazy snapshotter can see what it is going to run.
@@ -124,8 +103,44 @@ impl<'a> Session<'a> {
                 None => Ok(rootfs),
             }
         };
-        let (rootfs, ()) = tokio::join!(mounts, self.end_lease());
-        self.process(rootfs?).await
+        let ready = async { tokio::join!(mounts, self.end_lease()) };
+        let (rootfs, ()) = signals.unless(ready).await?;
+        self.process(signals, rootfs?).await
+    }
+
+    /// What the container is made from: its record, and its root file system.
+    async fn make(
+        &mut self,
+        containerd: &Containerd,
+        source: &Source,
+        image: Option<&RunImage>,
+        request: Request,
+    ) -> Result<(NewContainer, Vec<Mount>), Error> {
+        let rootfs = match image {
+            Some(image) => self.snapshot(containerd, image).await?,
+            None => Vec::new(),
+        };
+        let spec = match source {
+            Source::SpecFile(path) => read_spec(path)?,
+            _ => {
+                let user = self.user(source, image, &rootfs).await?;
+                let namespace = self.context.namespace().as_str();
+                let config = image.map(|image| &image.config);
+                let spec =
+                    spec::build(namespace, &self.id, config, &user, &request).map_err(Error::command)?;
+                serde_json::to_vec(&spec).map_err(Error::command)?
+            }
+        };
+        let new = NewContainer {
+            id: self.id.clone(),
+            image: image.map(|image| image.record.name.clone()).unwrap_or_default(),
+            labels: image.map_or_else(|| self.args.labels(), |image| container_labels(image, self.args)),
+            runtime: self.args.runtime.clone(),
+            runtime_options: self.args.runtime_options(),
+            spec,
+            snapshot: self.snapshot.clone(),
+        };
+        Ok((new, rootfs))
     }
 
     async fn image(&self, source: &Source) -> Result<Option<RunImage>, Error> {
@@ -159,18 +174,15 @@ impl<'a> Session<'a> {
     async fn unpack(&mut self, containerd: &Containerd, image: &RunImage, top: String) -> Result<(), Error> {
         let snapshotter = &self.args.snapshotter;
         let unpacker = Unpacker::new(containerd.clone(), snapshotter);
-        let unpacked = or_end(&mut self.signals, unpack(&unpacker, &image.local)).await.and_then(|done| done);
-        if let Err(error) = unpacked {
-            unpacker.abandon().await;
-            return Err(error);
-        }
+        self.unpacker = Some(unpacker.clone());
+        unpack(&unpacker, &image.local).await?;
         let held = Labels::from([(labels::gc_ref_snapshot(snapshotter), top)]);
         containerd.content().set_labels(image.local.manifest.config.digest(), held).await?;
         Ok(())
     }
 
     async fn user(
-        &mut self,
+        &self,
         source: &Source,
         image: Option<&RunImage>,
         rootfs: &[Mount],
@@ -210,7 +222,7 @@ impl<'a> Session<'a> {
     }
 
     async fn accounts(
-        &mut self,
+        &self,
         source: &Source,
         rootfs: &[Mount],
     ) -> Result<Result<Accounts, RootfsError>, Error> {
@@ -224,10 +236,14 @@ impl<'a> Session<'a> {
             None if mounts.is_empty() => Ok(Accounts::default()),
             None => rootfs::accounts_of_snapshot(&mounts),
         });
-        or_end(&mut self.signals, looked).await?.map_err(Error::command)
+        looked.await.map_err(Error::command)
     }
 
-    async fn process(&mut self, rootfs: Vec<Mount>) -> Result<Option<ExitStatus>, Error> {
+    async fn process(
+        &mut self,
+        signals: &mut Signals,
+        rootfs: Vec<Mount>,
+    ) -> Result<Option<ExitStatus>, Error> {
         let args = self.args;
         let containerd = self.context.containerd().clone();
         let io = |what: &str| {
@@ -242,13 +258,13 @@ impl<'a> Session<'a> {
         self.task = Some(Task::presumed(&containerd, &self.id));
         let options = args.runtime_options();
         let create = Task::create(&containerd, &self.id, rootfs, &streams, args.tty, options);
-        let task = or_end(&mut self.signals, create).await??;
+        let task = signals.unless(create).await??;
         self.task = Some(task.clone());
         if let Some(file) = &args.pid_file {
             write_pid(file, task.pid()).map_err(io("cannot write the pid file"))?;
         }
         if args.detach {
-            or_end(&mut self.signals, task.start()).await??;
+            signals.unless(task.start()).await??;
             self.started = true;
             self.task = None;
             streams.leave();
@@ -256,10 +272,24 @@ impl<'a> Session<'a> {
         }
         let mut copies = streams.copy().map_err(io("cannot start a thread"))?;
         copies.task_is_there();
-        // The process may run before we hear of it: a signal that comes meanwhile is for it, and waits for `attend`.
-        task.start().await?;
+        let early = start(&task, signals).await?;
         self.started = true;
-        let status = task.attend(copies, &mut self.signals, args.tty).await?;
+        if let Some(signal) = early
+            && let Err(error) = task.kill(signal).await
+        {
+            tracing::debug!(%error, "signal not forwarded");
+        }
+        let deadline = self.context.take_deadline();
+        let attended = tokio::select! {
+            status = task.attend(copies, signals, args.tty) => Ok(status?),
+            error = deadline.passed() => Err(error),
+        };
+        if attended.is_err()
+            && let Err(error) = task.abandon().await
+        {
+            tracing::warn!(error = one_line(&error), "the process may go on");
+        }
+        let status = attended?;
         drop(raw);
         task.delete().await?;
         self.task = None;
@@ -267,11 +297,14 @@ impl<'a> Session<'a> {
     }
 
     async fn end_lease(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && let Err(error) = self.context.containerd().leases().delete(&lease).await
-        {
+        let Some(lease) = &self.lease else { return };
+        let leases = self.context.containerd().leases();
+        let ended =
+            if self.cut { leases.delete_and_collect(lease).await } else { leases.delete(lease).await };
+        if let Err(error) = ended {
             tracing::debug!(error = one_line(&error), "the lease ends by itself later");
         }
+        self.lease = None;
     }
 
     /// Takes back what a run that never started has made; after one that did, what `--rm` asks for.
@@ -281,6 +314,9 @@ impl<'a> Session<'a> {
     pub(super) async fn clean_up(mut self) -> Result<(), Error> {
         let containerd = self.context.containerd();
         let mut outcome: Result<(), StoreError> = Ok(());
+        if let Some(unpacker) = &self.unpacker {
+            unpacker.abandon().await;
+        }
         let remove = !self.started || self.args.rm;
         if remove {
             if let Some(task) = &self.task {
@@ -302,17 +338,29 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Waits, unless somebody wants us to end.
-async fn or_end<T>(signals: &mut Signals, future: impl Future<Output = T>) -> Result<T, Error> {
-    tokio::select! {
-        value = future => Ok(value),
-        _ = signals.end() => Err(Error::Interrupted),
+/// Lets the process run. It may run before we hear of it: the first signal that comes meanwhile is for it, and given back; the second one is
+/// for us.
+async fn start(task: &Task, signals: &mut Signals) -> Result<Option<Signal>, Error> {
+    let mut started = std::pin::pin!(task.start());
+    let mut early = None;
+    loop {
+        tokio::select! {
+            done = &mut started => return Ok(done.map(|()| early)?),
+            end = signals.end() => {
+                let signal = end?;
+                if early.replace(signal).is_some() {
+                    return Err(Error::Interrupted);
+                }
+            }
+        }
     }
 }
 
 async fn unpack(unpacker: &Unpacker, image: &LocalImage) -> Result<(), Error> {
+    let progress = Progress::new();
     let mut parent = None;
     for layer in &image.layers {
+        let _working = progress.work(&format!("unpacking {}", layer.blob.digest()));
         match unpacker.prepare(layer, parent, Labels::new()).await? {
             Prepared::Present => {}
             Prepared::Active { key, mounts } => unpacker.fill(layer, key, mounts).await?,

@@ -21,8 +21,14 @@ use crate::terminal;
 /// A chain of hard links in a layer that is longer than this goes in circles.
 const MAX_LINKS: usize = 40;
 
+/// Most bytes that one byte of deflate can stand for.
+const MAX_RATIO: usize = 1032;
+
 /// Arguments of `soci ztoc get-file`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci ztoc get-file sha256:4b3c6d0a9c2d7f3a1a0e7f8d52b1f5a60b2c9d8e7f6a5b4c3d2e1f0a9b8c7d6e etc/passwd\n  soci ztoc get-file --output passwd sha256:4b3c6d0a9c2d7f3a1a0e7f8d52b1f5a60b2c9d8e7f6a5b4c3d2e1f0a9b8c7d6e etc/passwd"
+)]
 pub(crate) struct Args {
     /// File to write to, instead of stdout.
     #[arg(long, short, value_name = "FILE")]
@@ -43,6 +49,10 @@ enum GetFileError {
     NoSuchFile(String),
     #[error("{name} is no regular file but of type {kind}")]
     NotAFile { name: String, kind: &'static str },
+    #[error("the zTOC is of another blob: {layer} has {here} bytes, it says {told}")]
+    Size { layer: Digest, here: u64, told: u64 },
+    #[error("span {span} of layer {layer} cannot have the {length} bytes that the zTOC says")]
+    Length { layer: Digest, span: u32, length: u64 },
     #[error("span {span} of layer {layer} is not in the zTOC")]
     NoSpan { layer: Digest, span: u32 },
     #[error("span {span} of layer {layer} does not match its digest")]
@@ -60,8 +70,15 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let entry = find(&ztoc, name).map_err(Error::command)?;
     let content = context.containerd().content();
     let layer = &record.layer_digest;
-    let mut interrupts = Interrupts::listen()?;
+    let mut interrupts = Interrupts::listen(context)?;
     let work = async {
+        // Every range is within what the zTOC says of the whole, which may be anything.
+        if let Some(info) = content.info(layer).await?
+            && info.size != ztoc.compressed_size
+        {
+            let (layer, here, told) = (layer.clone(), info.size, ztoc.compressed_size);
+            return Err(Error::command(GetFileError::Size { layer, here, told }));
+        }
         match &args.output {
             Some(path) => {
                 let failed = |source| Error::Io { what: format!("write {}", path.display()), source };
@@ -143,15 +160,35 @@ fn decode(ztoc: &Ztoc, span: &Span, compressed: &Bytes, layer: &Digest) -> Resul
         .spans
         .checkpoint(span.id)
         .ok_or_else(|| GetFileError::NoSpan { layer: layer.clone(), span: id })?;
-    let length = usize::try_from(span.uncompressed_len()).unwrap_or(usize::MAX);
+    let told = span.uncompressed_len();
+    let length = room(told, compressed.len()).ok_or_else(|| GetFileError::Length {
+        layer: layer.clone(),
+        span: id,
+        length: told,
+    })?;
     extract_gzip(CheckpointRef::from(checkpoint), compressed, Want::Exactly(length))
         .map(Bytes::from)
         .map_err(|source| GetFileError::Extract { layer, span: id, source })
 }
 
+/// What a span is to decode to, if that can be and there is room for it.
+fn room(told: u64, compressed: usize) -> Option<usize> {
+    let length = usize::try_from(told).ok()?;
+    let possible = compressed.saturating_add(1).saturating_mul(MAX_RATIO);
+    (length <= possible && Vec::<u8>::new().try_reserve_exact(length).is_ok()).then_some(length)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_room_is_made_for_what_cannot_be() {
+        assert_eq!(room(1000, 100), Some(1000));
+        assert_eq!(room(1032 * 100, 100), Some(1032 * 100));
+        assert_eq!(room(i64::MAX.unsigned_abs(), 100), None);
+        assert_eq!(room(u64::MAX, usize::MAX), None);
+    }
 
     #[test]
     fn names_with_and_without_a_root() {
