@@ -13,8 +13,9 @@ const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
 const DEFAULT_NAMESPACE: &str = "default";
 const DEFAULT_ROOT: &str = "/var/lib/soci-snapshotter-grpc/";
 
-/// The first `d.d.d` in it is what nerdctl reads (it demands 0.10.0 or later before it runs `convert`).
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
+/// The first `d.d.d` in it is what nerdctl reads (it demands 0.10.0 or later before it runs `convert`). Behind it the revision, where that was
+/// known to the build.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), env!("SOCI_REVISION"));
 
 /// Command line of `soci`.
 #[derive(Debug, Parser)]
@@ -79,6 +80,55 @@ mod tests {
     #[test]
     fn grammar_is_sound() {
         Args::command().debug_assert();
+    }
+
+    /// Commands that do something, with the words that name them.
+    fn leaves(command: &clap::Command, words: &str, found: &mut Vec<(String, clap::Command)>) {
+        let words = format!("{words}{} ", command.get_name());
+        let below: Vec<_> = command.get_subcommands().filter(|below| below.get_name() != "help").collect();
+        if below.is_empty() {
+            found.push((words.clone(), command.clone()));
+        }
+        below.into_iter().for_each(|below| leaves(below, &words, found));
+    }
+
+    /// The words of the command that a line, up to a pipe, is understood as.
+    fn understood(line: &str) -> String {
+        let ours = line.split(" | ").next().unwrap();
+        let parsed = Args::command().try_get_matches_from(ours.split(' '));
+        let mut matches = &parsed.unwrap_or_else(|error| panic!("{line}: {error}"));
+        let mut words = "soci ".to_owned();
+        while let Some((name, below)) = matches.subcommand() {
+            words.push_str(&format!("{name} "));
+            matches = below;
+        }
+        words
+    }
+
+    #[test]
+    fn each_command_has_examples_that_it_understands() {
+        let mut found = Vec::new();
+        leaves(&Args::command(), "", &mut found);
+        assert!(found.len() > 20, "{found:?}");
+        for (words, command) in found {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples =
+                help.strip_prefix("Examples:\n").unwrap_or_else(|| panic!("{words}has no examples"));
+            for line in examples.lines() {
+                // Wrapped, it could not be pasted.
+                assert!(line.len() < 80, "{line}");
+                let line = line.strip_prefix("  ").unwrap_or_else(|| panic!("{line:?}"));
+                let named = match line.split_once("$(") {
+                    Some((before, rest)) => {
+                        let (inner, behind) = rest.rsplit_once(')').unwrap();
+                        assert!(understood(inner).starts_with("soci "));
+                        understood(&format!("{before}it{behind}"))
+                    }
+                    None => understood(line),
+                };
+                assert_eq!(named, words, "{line}");
+            }
+        }
     }
 
     #[test]

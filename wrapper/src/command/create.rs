@@ -29,7 +29,7 @@ const XATTR: &str = "xattr";
 /// Arguments of `soci create`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  soci create docker.io/library/rabbitmq:3\n  soci create --min-layer-size 0 --span-size 1048576 docker.io/library/rabbitmq:3"
+    after_help = "Examples:\n  soci create docker.io/library/redis:7\n  soci create --min-layer-size 0 --span-size 1048576 docker.io/library/redis:7"
 )]
 pub(crate) struct Args {
     /// Image to index, as `soci image ls` names it.

@@ -26,6 +26,7 @@ enum Command {
 
 /// Arguments of `soci plugins list`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci plugins ls\n  soci plugins ls id==soci")]
 struct ListArgs {
     /// Print only the plugin ids.
     #[arg(short, long)]

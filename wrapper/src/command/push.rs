@@ -26,7 +26,7 @@ const DEFAULT_UPLOADS: usize = 3;
 /// Arguments of `soci push`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  soci push registry.example.com/team/app:1\n  soci push --user alice:secret --existing-index skip registry.example.com/team/app:1"
+    after_help = "Examples:\n  soci push reg.example.com/app:1\n  soci push --user alice:secret --existing-index skip reg.example.com/app:1"
 )]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -30,7 +30,7 @@ const CPU_PERIOD: u64 = 100_000;
 /// Arguments of `soci run`: those of `ctr run`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  soci run --rm --tty --net-host --snapshotter soci docker.io/library/rabbitmq:3 rabbit\n  soci run --detach --snapshotter soci docker.io/library/rabbitmq:3 rabbit\n  soci run --rm --snapshotter soci --env LANG=C docker.io/library/rabbitmq:3 shell sh -c id",
+    after_help = "Examples:\n  soci run --rm --net-host --snapshotter soci docker.io/library/redis:7 r1\n  soci run --detach --snapshotter soci docker.io/library/redis:7 r2\n  soci run --rm --snapshotter soci docker.io/library/redis:7 shell sh -c id",
     override_usage = "soci run [OPTIONS] IMAGE|ROOTFS ID [COMMAND] [ARG...]\n       soci run [OPTIONS] --config FILE ID"
 )]
 pub(crate) struct Args {

@@ -13,6 +13,9 @@ use crate::terminal;
 
 /// Arguments of `soci image check`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci image check --snapshotter soci\n  soci image check name==docker.io/library/redis:7"
+)]
 pub(crate) struct Args {
     /// Print only the ready image refs (fully downloaded and unpacked).
     #[arg(short, long)]

@@ -8,6 +8,9 @@ use crate::terminal;
 
 /// Arguments of `soci image label`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci image label docker.io/library/redis:7 stage=test\n  soci image label docker.io/library/redis:7 stage="
+)]
 pub(crate) struct Args {
     /// Replace all labels.
     #[arg(short, long)]

@@ -17,6 +17,7 @@ const MAX_CONFIG_SIZE: u64 = 16 << 20;
 
 /// Arguments of `soci image list`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci image ls\n  soci image ls name~=redis")]
 pub(crate) struct Args {
     /// Print only the image refs.
     #[arg(short, long)]

@@ -26,7 +26,7 @@ const EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Arguments of `soci image mount`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  soci image mount docker.io/library/rabbitmq:3 /mnt\n  soci image mount --snapshotter soci --rw docker.io/library/rabbitmq:3 /mnt"
+    after_help = "Examples:\n  soci image mount docker.io/library/redis:7 /mnt\n  soci image mount --snapshotter soci --rw docker.io/library/redis:7 /mnt"
 )]
 pub(crate) struct Args {
     /// Snapshotter name.

@@ -21,7 +21,7 @@ use crate::unpack::{Prepared, Unpacker};
 /// Arguments of `soci image pull`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  soci image pull docker.io/library/rabbitmq:3\n  soci image pull --snapshotter overlayfs --platform linux/arm64 docker.io/library/busybox:1.36"
+    after_help = "Examples:\n  soci image pull docker.io/library/redis:7\n  soci image pull --platform linux/arm64 docker.io/library/busybox:1"
 )]
 pub(crate) struct Args {
     #[command(flatten)]

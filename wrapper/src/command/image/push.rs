@@ -24,7 +24,7 @@ const MAX_DEPTH: usize = 4;
 /// Arguments of `soci image push`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  soci image push registry.example.com/team/app:1\n  soci image push --user alice:secret registry.example.com/team/app:2 registry.example.com/team/app:1"
+    after_help = "Examples:\n  soci image push reg.example.com/app:1\n  soci image push --user bob:pw reg.example.com/app:2 reg.example.com/app:1"
 )]
 pub(crate) struct Args {
     #[command(flatten)]

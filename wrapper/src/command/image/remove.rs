@@ -8,6 +8,7 @@ use crate::terminal;
 
 /// Arguments of `soci image remove`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci image rm --sync docker.io/library/redis:7")]
 pub(crate) struct Args {
     /// Synchronously remove image and all associated resources.
     #[arg(long)]

@@ -27,7 +27,7 @@ use crate::unpack::{Prepared, Unpacker};
 /// Arguments of `soci image rpull`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  soci image rpull docker.io/library/rabbitmq:3\n  soci image rpull --user alice:secret --plain-http registry.example.com:5000/team/app:1\n  soci image rpull --soci-index-digest sha256:4b3c6d0a9c2d7f3a1a0e7f8d52b1f5a60b2c9d8e7f6a5b4c3d2e1f0a9b8c7d6e registry.example.com/team/app:1"
+    after_help = "Examples:\n  soci image rpull docker.io/library/redis:7\n  soci image rpull --user alice:secret --plain-http reg.example.com:5000/app:1\n  soci image rpull --soci-index-digest $(soci index ls -q) reg.example.com/a:1"
 )]
 pub(crate) struct Args {
     #[command(flatten)]

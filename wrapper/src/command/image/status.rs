@@ -23,7 +23,7 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 /// Arguments of `soci image status`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  soci image status docker.io/library/rabbitmq:3\n  soci image status --json | jq '.[] | select(.state != \"complete\")'"
+    after_help = "Examples:\n  soci image status docker.io/library/redis:7\n  soci image status --json | jq '.[] | select(.state != \"complete\")'"
 )]
 pub(crate) struct Args {
     /// Snapshotter name.

@@ -9,6 +9,7 @@ use crate::terminal;
 
 /// Arguments of `soci image tag`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci image tag docker.io/library/redis:7 reg.example.com/redis:7")]
 pub(crate) struct Args {
     /// Force target reference to be created, regardless if it already exists.
     #[arg(long)]

@@ -10,6 +10,9 @@ use crate::terminal;
 
 /// Arguments of `soci image unmount`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci image unmount /mnt\n  soci image unmount --snapshotter soci --rm /mnt"
+)]
 pub(crate) struct Args {
     /// Snapshotter name.
     #[arg(long, env = "CONTAINERD_SNAPSHOTTER", default_value = "overlayfs")]

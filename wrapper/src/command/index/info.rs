@@ -10,6 +10,7 @@ use crate::terminal;
 
 /// Arguments of `soci index info`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci index info $(soci index ls -q | head -n 1)")]
 pub(crate) struct Args {
     /// Digest of the index.
     digest: String,

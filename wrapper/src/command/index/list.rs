@@ -12,6 +12,9 @@ use crate::{duration, table, terminal};
 
 /// Arguments of `soci index list`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci index list\n  soci index list --quiet --ref docker.io/library/redis:7"
+)]
 pub(crate) struct Args {
     /// Only indices of this image.
     #[arg(long, value_name = "REF")]

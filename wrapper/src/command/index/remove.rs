@@ -10,6 +10,9 @@ use crate::local_image;
 
 /// Arguments of `soci index remove`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  soci index rm $(soci index ls -q | head -n 1)\n  soci index rm --ref docker.io/library/redis:7"
+)]
 pub(crate) struct Args {
     /// Remove the indices of this image.
     #[arg(long, value_name = "REF")]

@@ -7,6 +7,7 @@ use crate::{digest, terminal};
 
 /// Arguments of `soci prefetch info`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci prefetch info $(soci prefetch ls --json | jq -r '.[0].Digest')")]
 pub(crate) struct Args {
     /// Print the artifact itself, too.
     #[arg(long)]

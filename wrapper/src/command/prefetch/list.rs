@@ -10,6 +10,7 @@ use crate::{table, terminal};
 
 /// Arguments of `soci prefetch list`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci prefetch list\n  soci prefetch list --json")]
 pub(crate) struct Args {
     /// Print JSON.
     #[arg(long)]

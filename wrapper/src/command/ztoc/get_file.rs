@@ -27,7 +27,7 @@ const MAX_RATIO: usize = 1032;
 /// Arguments of `soci ztoc get-file`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  soci ztoc get-file sha256:4b3c6d0a9c2d7f3a1a0e7f8d52b1f5a60b2c9d8e7f6a5b4c3d2e1f0a9b8c7d6e etc/passwd\n  soci ztoc get-file --output passwd sha256:4b3c6d0a9c2d7f3a1a0e7f8d52b1f5a60b2c9d8e7f6a5b4c3d2e1f0a9b8c7d6e etc/passwd"
+    after_help = "Examples:\n  soci ztoc get-file $(soci ztoc ls -q | head -n 1) etc/passwd\n  soci ztoc get-file --output passwd $(soci ztoc ls -q | head -n 1) etc/passwd"
 )]
 pub(crate) struct Args {
     /// File to write to, instead of stdout.

@@ -9,6 +9,7 @@ use crate::terminal;
 
 /// Arguments of `soci ztoc info`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci ztoc info $(soci ztoc ls -q | head -n 1)")]
 pub(crate) struct Args {
     /// Digest of the zTOC.
     digest: String,

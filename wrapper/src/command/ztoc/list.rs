@@ -13,6 +13,7 @@ use crate::{digest, local_image, table, terminal};
 
 /// Arguments of `soci ztoc list`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  soci ztoc list\n  soci ztoc list --image-ref docker.io/library/redis:7")]
 pub(crate) struct Args {
     /// Only the zTOC with this digest.
     #[arg(long, value_name = "DIGEST")]
