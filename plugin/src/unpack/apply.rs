@@ -1,6 +1,9 @@
 //! A layer's tar becomes a directory for overlayfs: owners, modes, times, attributes, links, devices, and whiteouts in overlayfs' own form.
 
+use std::cell::Cell;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use tar::{Archive, Entry, EntryType};
@@ -15,6 +18,11 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Names that aufs kept for itself.
 const AUFS: &[u8] = b".wh..wh.";
+/// Bytes of one entry that are kept in memory, from the end of the one before: its headers, three extensions of 1 MiB, the map of a sparse file.
+const MAX_HEADERS: u64 = 4 << 20;
+/// Bytes that directories take whose times are set in the end: enough for a million of them. An entry of the same directory costs as much as
+/// another one, and next to nothing in a compressed layer.
+const MAX_DIRECTORIES: usize = 128 << 20;
 
 /// What was read from one header.
 struct Attributes {
@@ -25,6 +33,13 @@ struct Attributes {
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// Ends a tar whose headers are longer than what is kept of one entry.
+struct Bounded<'a, R> {
+    inner: R,
+    /// Bytes that may still be read.
+    room: &'a Cell<u64>,
+}
+
 /// Unpacks a tar into an empty directory. The reader is left where the tar ends.
 pub(super) fn apply(
     tar: &mut impl Read,
@@ -32,29 +47,55 @@ pub(super) fn apply(
     lower: &[Below],
     userxattr: bool,
 ) -> io::Result<()> {
-    let root = Root::open(at, lower)?;
+    let room = Cell::new(MAX_HEADERS);
     let mut layer = Applying {
-        root,
+        root: Root::open(at, lower)?,
         opaque: if userxattr { "user.overlay.opaque" } else { "trusted.overlay.opaque" },
+        room: &room,
         directories: Vec::new(),
+        remembered: 0,
     };
-    let mut archive = Archive::new(tar);
+    // It reads extensions to their end, however long they are.
+    let mut archive = Archive::new(Bounded { inner: tar, room: &room });
     for entry in archive.entries()? {
-        layer.entry(&mut entry?)?;
+        let mut entry = entry?;
+        layer.entry(&mut entry)?;
+        room.set(u64::MAX);
+        io::copy(&mut entry, &mut io::sink())?;
+        room.set(MAX_HEADERS);
     }
     layer.finish()
 }
 
-struct Applying {
+struct Applying<'a> {
     root: Root,
     opaque: &'static str,
+    /// Of the reader below.
+    room: &'a Cell<u64>,
     /// Times of directories, which change as long as something is made in them.
-    directories: Vec<(Inside, Timespec)>,
+    directories: Vec<(PathBuf, Timespec)>,
+    /// Bytes that they take.
+    remembered: usize,
+}
+
+// === impl Bounded ===
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = self.room.get();
+        if room == 0 {
+            return Err(io::Error::other("the headers of an entry are too long"));
+        }
+        let most = usize::try_from(room).unwrap_or(usize::MAX).min(buffer.len());
+        let length = self.inner.read(buffer.get_mut(..most).unwrap_or_default())?;
+        self.room.set(room.saturating_sub(length as u64));
+        Ok(length)
+    }
 }
 
 // === impl Applying ===
 
-impl Applying {
+impl Applying<'_> {
     fn entry(&mut self, entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
         let kind = entry.header().entry_type();
         if kind == EntryType::XGlobalHeader {
@@ -103,7 +144,7 @@ impl Applying {
                     // The directory below is gone, not merged.
                     place.set_xattr(self.opaque.as_bytes(), b"y")?;
                 }
-                self.directories.push((path.clone(), attributes.mtime));
+                self.remember(path, attributes.mtime)?;
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let flags =
@@ -114,6 +155,7 @@ impl Applying {
                     flags,
                     Mode::from_raw_mode(0o600),
                 )?;
+                self.room.set(u64::MAX);
                 let copied = io::copy(entry, &mut std::fs::File::from(file))?;
                 if copied != entry.size() {
                     return Err(io::ErrorKind::UnexpectedEof.into());
@@ -190,13 +232,26 @@ impl Applying {
 
     fn dress_top(&mut self, attributes: &Attributes) -> io::Result<()> {
         let place = Place { parent: self.root.top().try_clone_to_owned()?, name: b".".to_vec() };
-        self.directories.push((Inside::of(b"").ok_or(io::ErrorKind::InvalidInput)?, attributes.mtime));
+        self.remember(&Inside::TOP, attributes.mtime)?;
         dress(&place, attributes, false)
+    }
+
+    /// That a directory is to have this time in the end.
+    fn remember(&mut self, directory: &Inside, mtime: Timespec) -> io::Result<()> {
+        let path = directory.path();
+        let size = size_of::<(PathBuf, Timespec)>().saturating_add(path.capacity());
+        self.remembered = self.remembered.saturating_add(size);
+        if self.remembered > MAX_DIRECTORIES {
+            return Err(io::Error::other("too many directories"));
+        }
+        self.directories.push((path, mtime));
+        Ok(())
     }
 
     fn finish(self) -> io::Result<()> {
         for (path, mtime) in self.directories.iter().rev() {
-            let place = match self.root.place(path)? {
+            let Some(path) = Inside::of(path.as_os_str().as_bytes()) else { continue };
+            let place = match self.root.place(&path)? {
                 Some(place) => place,
                 None => Place { parent: self.root.top().try_clone_to_owned()?, name: b".".to_vec() },
             };
@@ -301,6 +356,9 @@ fn attributes(entry: &mut Entry<'_, impl Read>) -> io::Result<Attributes> {
 fn time(text: &str) -> Option<Timespec> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let seconds: i64 = whole.parse().ok()?;
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
     let digits: String = fraction.chars().chain(std::iter::repeat('0')).take(9).collect();
     let nanos: i64 = digits.parse().ok()?;
     if nanos == 0 {

@@ -46,6 +46,9 @@ pub(super) struct Place {
 // === impl Inside ===
 
 impl Inside {
+    /// The root itself.
+    pub(super) const TOP: Inside = Inside { parts: Vec::new() };
+
     /// As if the root were `/`: `..` stops there. `None` where the path is too deep to be meant.
     pub(super) fn of(path: &[u8]) -> Option<Inside> {
         let mut parts: Vec<Vec<u8>> = Vec::new();
@@ -68,7 +71,8 @@ impl Inside {
         Some((Inside { parts: parents.to_vec() }, name))
     }
 
-    fn path(&self) -> PathBuf {
+    /// Relative to the root, which is `.`.
+    pub(super) fn path(&self) -> PathBuf {
         if self.parts.is_empty() {
             return PathBuf::from(".");
         }

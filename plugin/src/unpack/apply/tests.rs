@@ -211,5 +211,119 @@ fn times_before_1970() {
     assert_eq!(parts("-1.25"), Some((-2, 750_000_000)));
     assert_eq!(parts("-3"), Some((-3, 0)));
     assert_eq!(parts("5.000000001"), Some((5, 1)));
-    assert_eq!(parts("x"), None);
+    for odd in ["x", "1.-5", "1.+5", "1. 5", "1.5.5", ""] {
+        assert_eq!(parts(odd), None, "{odd:?}");
+    }
+}
+
+/// Counts what is read of it.
+struct Counted<R>(R, u64);
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.0.read(buffer)?;
+        self.1 += length as u64;
+        Ok(length)
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut blob = Vec::new();
+    let mut encoder = flate2::read::GzEncoder::new(bytes, flate2::Compression::best());
+    encoder.read_to_end(&mut blob).unwrap();
+    blob
+}
+
+/// A header of this type that says that so many bytes follow.
+fn header(kind: u8, format: Header, length: u64) -> Header {
+    let mut header = format;
+    header.set_entry_type(EntryType::new(kind));
+    header.set_size(length);
+    header.set_mode(0o644);
+    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.as_mut_bytes()[..4].copy_from_slice(b"name");
+    header.set_cksum();
+    header
+}
+
+#[test]
+fn what_a_header_makes_us_remember_is_bounded() {
+    const MEMBER: usize = 16 << 20;
+    const LENGTH: u64 = 2 << 30;
+    let zeros = gzip(&vec![0; MEMBER]);
+    for (kind, format) in [
+        (b'L', Header::new_gnu()),
+        (b'K', Header::new_gnu()),
+        (b'x', Header::new_ustar()),
+        // Without the magic it is an entry of its own.
+        (b'x', Header::new_old()),
+    ] {
+        let mut blob = gzip(header(kind, format, LENGTH).as_bytes());
+        blob.extend(zeros.repeat(LENGTH as usize / MEMBER));
+        assert!(blob.len() < 16 << 20);
+        let mut tar = Counted(flate2::read::MultiGzDecoder::new(blob.as_slice()), 0);
+        let dir = tempfile::tempdir().unwrap();
+        let error = apply(&mut tar, dir.path(), &[], false).unwrap_err();
+        assert!(error.to_string().contains("too long"), "{error}");
+        assert!(tar.1 <= MAX_HEADERS, "{}", tar.1);
+    }
+}
+
+#[test]
+fn a_sparse_files_map_is_bounded() {
+    let mut first = Header::new_gnu();
+    first.as_gnu_mut().unwrap().isextended = [1];
+    let first = header(b'S', first, 0);
+    // Each says that there is one more, and 21 times that nothing is at 0.
+    let mut more = [b'0'; 512];
+    more[504..].fill(0);
+    more[504] = 1;
+    let mut tar = Counted(first.as_bytes().as_slice().chain(Again(more)).take(1 << 30), 0);
+    let dir = tempfile::tempdir().unwrap();
+    let error = apply(&mut tar, dir.path(), &[], false).unwrap_err();
+    assert!(error.to_string().contains("too long"), "{error}");
+    assert!(tar.1 <= MAX_HEADERS, "{}", tar.1);
+}
+
+/// The same block for ever.
+struct Again([u8; 512]);
+
+impl Read for Again {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = buffer.len().min(512);
+        buffer[..length].copy_from_slice(&self.0[..length]);
+        self.0.rotate_left(length);
+        Ok(length)
+    }
+}
+
+#[test]
+fn bodies_may_be_longer_than_headers() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = vec![7; MAX_HEADERS as usize + 1];
+    let global = header(b'g', Header::new_ustar(), long.len() as u64);
+    let mut tar = Tar::new();
+    tar.0.append(&global, long.as_slice()).unwrap();
+    tar.directory("d")
+        .file("d/long", &long)
+        // Of a directory nobody wants a body.
+        .add(EntryType::Directory, "e", "", &long, 0o755)
+        .file("last", b"1")
+        .apply(dir.path(), &[])
+        .unwrap();
+    assert_eq!(fs::read(dir.path().join("d/long")).unwrap(), long);
+    assert_eq!(fs::read(dir.path().join("last")).unwrap(), b"1");
+    assert_eq!(fs::metadata(dir.path().join("d")).unwrap().mtime(), 1_000_000);
+}
+
+#[test]
+fn directories_that_come_again_and_again_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = Cell::new(MAX_HEADERS);
+    let root = Root::open(dir.path(), &[]).unwrap();
+    let mut layer = Applying { root, opaque: "", room: &room, directories: Vec::new(), remembered: 0 };
+    let time = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let path = Inside::of(&b"d/".repeat(2000)).unwrap();
+    let most = (0..).find(|_| layer.remember(&path, time).is_err()).unwrap();
+    assert!((10_000..MAX_DIRECTORIES / 4000).contains(&most), "{most}");
 }
