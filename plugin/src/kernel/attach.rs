@@ -27,8 +27,11 @@ pub(super) fn attach(
         make(&mount_point)?;
     }
     let is_local = adopted.as_ref().map_or(complete, |(_, backing)| *backing == Backing::Local);
-    if is_local && options.without_device && erofs::mount_file(file, &mount_point).is_ok() {
-        return Ok(Backing::Local);
+    if is_local && options.without_device {
+        let without = if adopted.is_some() { erofs::replace_by_file } else { erofs::mount_file };
+        if without(file, &mount_point).is_ok() {
+            return Ok(Backing::Local);
+        }
     }
     let (device, backing) = match adopted {
         Some(found) => found,
@@ -103,12 +106,13 @@ pub(super) fn exchange(at: &Path, path: &Path, options: KernelOptions) -> Result
     Ok(())
 }
 
-/// Mounts the local file without a loop device in the place of the EROFS mount that has it under it, for who comes from now on. One that is like that already is fine.
+/// Mounts the local file without a loop device in the place of the EROFS mount that has it under it, for who comes from now on. One that is like that
+/// already is fine; none is an error.
 pub(super) fn replace(at: &Path, path: &Path) -> Result<(), KernelError> {
     if erofs::file_at(at).as_deref() == Some(path) {
         return Ok(());
     }
-    erofs::mount_file(path, at).map_err(failed("mount without a loop device at", at))
+    erofs::replace_by_file(path, at).map_err(failed("mount without a loop device at", at))
 }
 
 /// By way of the page cache of the layer file's own file system, which reads ahead over the borders of files: measured, reading many files in

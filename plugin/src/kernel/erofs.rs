@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags};
@@ -25,26 +26,32 @@ pub(super) fn mount(device: &Device, at: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts a file of the local disk without a device between (Linux 6.12). What is mounted at this place already is out of sight in the same
-/// moment, and whoever uses it goes on with it.
+/// Mounts a file of the local disk without a device between (Linux 6.12).
 pub(super) fn mount_file(file: &Path, at: &Path) -> io::Result<()> {
+    move_mount(&of_file(file)?, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
+/// The same in the place of what is mounted here already, which is out of sight in the same moment; whoever uses it goes on with it. Fails where
+/// nothing is: somebody has unmounted it meanwhile, and would not hear of a new one.
+pub(super) fn replace_by_file(file: &Path, at: &Path) -> io::Result<()> {
+    let place = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_BENEATH;
+    // There is no moment without a mount: who starts a container now gets one or the other.
+    move_mount(&of_file(file)?, "", CWD, at, place)?;
+    match rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// EROFS of a file, mounted nowhere yet.
+fn of_file(file: &Path) -> io::Result<OwnedFd> {
     let context = fsopen(TYPE, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_flag(&context, "ro")?;
     fsconfig_set_string(&context, "source", file)?;
     fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    let place = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    if !is_mounted(at) {
-        move_mount(&mount, "", CWD, at, place)?;
-        return Ok(());
-    }
-    // There is no moment without a mount: who starts a container now gets one or the other.
-    move_mount(&mount, "", CWD, at, place | MoveMountFlags::MOVE_MOUNT_BENEATH)?;
-    match rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        Ok(()) | Err(Errno::INVAL) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 /// The file that is mounted as EROFS exactly here, without a device.
@@ -120,13 +127,35 @@ mod tests {
         MountInfo::all().unwrap().iter().filter(|mount| mount.point == at).count()
     }
 
+    fn image(folder: &Path) -> PathBuf {
+        let mut bytes = write(&TreeBuilder::new().finish(), 0).unwrap().metadata;
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        fs::write(folder.join("image"), bytes).unwrap();
+        folder.join("image")
+    }
+
+    /// Somebody was faster with his unmount.
+    #[test]
+    fn nothing_is_replaced_where_nothing_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, at) = (image(folder.path()), folder.path().join("at"));
+        fs::create_dir(&at).unwrap();
+        assert!(replace_by_file(&image, &at).is_err());
+        assert_eq!(points(&at), 0);
+        // Where this machine mounts files at all.
+        if mount_file(&image, &at).is_ok() {
+            let first = mount_root(&at).unwrap().stx_dev_minor;
+            replace_by_file(&image, &at).unwrap();
+            assert_eq!(points(&at), 1);
+            assert_ne!(mount_root(&at).unwrap().stx_dev_minor, first);
+            clear(&at).unwrap();
+        }
+    }
+
     #[test]
     fn nothing_stays_of_several_on_top_of_one_another() {
         let folder = tempfile::tempdir().unwrap();
-        let (image, at) = (folder.path().join("image"), folder.path().join("a b"));
-        let mut bytes = write(&TreeBuilder::new().finish(), 0).unwrap().metadata;
-        bytes.resize(bytes.len().next_multiple_of(4096), 0);
-        fs::write(&image, bytes).unwrap();
+        let (image, at) = (image(folder.path()), folder.path().join("a b"));
         fs::create_dir(&at).unwrap();
         for _ in 0..2 {
             mount(&Device::over(&File::open(&image).unwrap(), 64, false).unwrap(), &at).unwrap();
