@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lazy_layer::LayerStore;
 use parking_lot::Mutex;
@@ -243,7 +244,7 @@ async fn serve(args: &Args, config: &Config, inherited: Vec<(String, OwnedFd)>) 
         tracing::warn!("requests are still under way; going all the same");
     }
     if end == End::HandOver && parts.keeper.keeps() {
-        parts.settle().await;
+        parts.settle(config.drain_deadline()).await;
         if let Err(error) = &served {
             tracing::error!(error = telemetry::chain(error), "handing over after a failure");
         }
@@ -254,9 +255,12 @@ async fn serve(args: &Args, config: &Config, inherited: Vec<(String, OwnedFd)>) 
     if tokio::time::timeout(config.drain_deadline(), parts.snapshotter.unmount_all()).await.is_err() {
         tracing::warn!("layers are still mounted; the next start clears them");
     }
-    parts.settle().await;
+    parts.settle(config.drain_deadline()).await;
     let keeper = parts.keeper.clone();
-    let _ = tokio::task::spawn_blocking(move || keeper.end()).await;
+    let ended = tokio::task::spawn_blocking(move || keeper.end());
+    if tokio::time::timeout(config.drain_deadline(), ended).await.is_err() {
+        tracing::warn!("the keeper does not end; going all the same");
+    }
     served
 }
 
@@ -282,14 +286,15 @@ struct Parts {
 
 impl Parts {
     /// Brings layer files to the disk, so that the next start need not check them.
-    async fn settle(&self) {
+    async fn settle(&self, deadline: Duration) {
         let layers = Arc::clone(&self.layers);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || layers.close()).await {
-            tracing::warn!(
-                error = telemetry::chain(&error),
-                "layers will be checked again at the next start"
-            );
-        }
+        let closed = tokio::time::timeout(deadline, tokio::task::spawn_blocking(move || layers.close()));
+        let error = match closed.await {
+            Ok(Ok(Err(error))) => telemetry::chain(&error),
+            Ok(Ok(Ok(())) | Err(_)) => return,
+            Err(_) => format!("they are not on the disk after {deadline:?}"),
+        };
+        tracing::warn!(error, "layers will be checked again at the next start");
     }
 }
 

@@ -5,7 +5,9 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::time::Duration;
 
+use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType,
@@ -13,6 +15,9 @@ use rustix::net::{
 
 /// Descriptors in one message.
 pub(crate) const MAX_DESCRIPTORS: usize = 2;
+
+/// For room among what the service manager has not read yet.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the service manager wants to be told.
 pub(crate) fn socket() -> Option<OsString> {
@@ -27,7 +32,7 @@ pub(crate) fn notify(state: &str) {
     }
 }
 
-/// Says `state` to `socket`, with descriptors.
+/// Says `state` to `socket`, with descriptors. Blocking, for two seconds at most.
 ///
 /// # Errors
 /// The system's; whether the other side does as told is not known.
@@ -43,6 +48,7 @@ pub(crate) fn send(socket: &OsStr, state: &str, descriptors: &[BorrowedFd<'_>]) 
     }
     let sender =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&sender, Timeout::Send, Some(PATIENCE))?;
     let text = [IoSlice::new(state.as_bytes())];
     rustix::net::sendmsg_addr(&sender, &address, &text, &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
@@ -54,6 +60,15 @@ mod tests {
     use std::os::unix::net::{SocketAddr, UnixDatagram};
 
     use super::*;
+
+    #[test]
+    fn one_that_does_not_listen_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let _deaf = UnixDatagram::bind(&path).unwrap();
+        let error = (0..1_000_000).find_map(|_| send(path.as_os_str(), "READY=1", &[]).err()).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 
     #[test]
     fn both_kinds_of_sockets() {

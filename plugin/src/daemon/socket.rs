@@ -4,8 +4,11 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::adopt::AdoptError;
 use crate::args::{Address, DEFAULT_SOCKET};
@@ -72,13 +75,11 @@ impl Socket {
             Ok(metadata) if !metadata.file_type().is_socket() => {
                 return Err(SocketError::NotASocket(path.to_owned()));
             }
-            Ok(_) => match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    fs::remove_file(path).map_err(failed)?
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(_) => match greet(path) {
+                Err(Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed)?,
+                Err(Errno::NOENT) => {}
                 // Full backlog or not: somebody listens.
-                Ok(_) | Err(_) => return Err(SocketError::Served(path.to_owned())),
+                Ok(()) | Err(_) => return Err(SocketError::Served(path.to_owned())),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
@@ -101,6 +102,13 @@ impl Socket {
     pub(super) fn remove_later(&self) -> Remove {
         Remove(self.own.clone())
     }
+}
+
+/// Connects to whoever listens there, unless he would have to be waited for.
+fn greet(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
 /// Removes a socket file that is still the one we made.
@@ -137,6 +145,21 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(matches!(Socket::open(&address, Vec::new()), Err(SocketError::NotASocket(_))));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn one_whose_backlog_is_full_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        let busy =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        rustix::net::bind(&busy, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&busy, 0).unwrap();
+        // Nobody accepts them, and a connection that its client has dropped still counts.
+        let full = (0..100).find_map(|_| greet(&path).err()).unwrap();
+        assert_eq!(full, Errno::AGAIN);
+        assert!(matches!(Socket::open(&Address::Path(path), Vec::new()), Err(SocketError::Served(_))));
     }
 
     #[test]

@@ -104,8 +104,8 @@ impl Client {
             // It hangs up when it is gone.
             let _ = wire::receive(&connection);
         }
-        if let Some(mut child) = self.child.take() {
-            let _ = child.wait();
+        if let Some(child) = self.child.take() {
+            reap(child, self.options.answer);
         }
         result.map(|_| ())
     }
@@ -126,10 +126,10 @@ impl Client {
         }
         self.connection = Some(connection);
         if child.is_some()
-            && let Some(mut old) = std::mem::replace(&mut self.child, child)
+            && let Some(old) = std::mem::replace(&mut self.child, child)
         {
-            // Another one could take its place: it is gone.
-            let _ = old.wait();
+            // Another one could take its place: it is gone, or about to be.
+            reap(old, self.options.answer);
         }
         Ok(true)
     }
@@ -137,6 +137,14 @@ impl Client {
     fn ask(&self, packet: &Packet, descriptors: &[OwnedFd]) -> io::Result<Packet> {
         let connection = self.connection.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         ask(connection, packet, &borrowed(descriptors)).map(|(answer, _)| answer)
+    }
+}
+
+/// Waits for one that is ending; one that does not is left alone.
+fn reap(mut child: Child, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -215,4 +223,19 @@ fn start(root: &Path, address: &SocketAddrUnix, options: HolderOptions) -> io::R
     let mut command = Command::new("/proc/self/exe");
     command.arg("--root").arg(root).arg(COMMAND).args(options.arguments()).current_dir("/").env_clear();
     command.stdin(Stdio::from(listener)).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_does_not_end_is_left_alone() {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let number = rustix::process::Pid::from_child(&child);
+        reap(child, PAUSE);
+        assert!(rustix::process::test_kill_process(number).is_ok());
+        rustix::process::kill_process(number, rustix::process::Signal::KILL).unwrap();
+        rustix::process::waitpid(Some(number), rustix::process::WaitOptions::empty()).unwrap();
+    }
 }
