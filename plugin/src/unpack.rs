@@ -14,6 +14,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_registry::{Reference, Repository};
 use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageManifest};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 
 mod apply;
 mod root;
@@ -88,6 +89,9 @@ pub enum UnpackError {
         /// As it is.
         actual: String,
     },
+    /// A fault of ours.
+    #[error("unpacking layer {0} panicked")]
+    Panicked(Digest),
     /// The daemon ends.
     #[error("the daemon is stopping")]
     Stopping,
@@ -117,7 +121,13 @@ impl Unpacker {
         let slot = tokio::time::timeout(self.options.stall, self.slots.acquire()).await;
         let _slot = slot.map_err(|_| UnpackError::Busy(layer.clone()))?.map_err(|_| UnpackError::Stopping)?;
         let repository = Reference::parse(&request.image)?.repository().clone();
-        let (descriptor, diff_id) = self.layer(namespace, &repository, request).await?;
+        let found = tokio::time::timeout(self.options.stall, self.layer(namespace, &repository, request));
+        let (descriptor, diff_id) = found.await.map_err(|_| {
+            UnpackError::Fetch(
+                layer.clone(),
+                format!("no manifest and configuration within {:?}", self.options.stall),
+            )
+        })??;
         let blob = self.blob(namespace, &repository, &descriptor).await?;
 
         let (sender, receiver) = mpsc::channel(self.options.pieces);
@@ -127,14 +137,8 @@ impl Unpacker {
         let working = tokio::task::spawn_blocking(move || {
             write(receiver, &digest, &diff_id, &target, &lower, userxattr)
         });
-        let result = working.await.map_err(|_| UnpackError::Stopping)?;
+        let result = all_or_nothing(working, layer, at).await;
         pump.abort();
-        if result.is_err() {
-            let emptied = tokio::task::spawn_blocking(move || root::empty_at(&at)).await;
-            if let Ok(Err(error)) = emptied {
-                tracing::warn!(error = %error, layerDigest = %layer, "a half unpacked layer could not be removed");
-            }
-        }
         result
     }
 
@@ -186,6 +190,25 @@ impl Unpacker {
     }
 }
 
+/// Nothing stays in `at` of a layer that could not be written there.
+async fn all_or_nothing(
+    working: JoinHandle<Result<(), UnpackError>>,
+    layer: &Digest,
+    at: PathBuf,
+) -> Result<(), UnpackError> {
+    let result = working.await.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(_) => Err(UnpackError::Panicked(layer.clone())),
+        Err(_) => Err(UnpackError::Stopping),
+    });
+    if result.is_err() {
+        let emptied = tokio::task::spawn_blocking(move || root::empty_at(&at)).await;
+        if let Ok(Err(error)) = emptied {
+            tracing::warn!(error = %error, layerDigest = %layer, "a half unpacked layer could not be removed");
+        }
+    }
+    result
+}
+
 /// Hands the blob on, as long as it goes on: neither the sender of it nor who writes it may take longer than `stall` for a piece.
 async fn pump(
     mut blob: BoxStream<'static, Result<Bytes, String>>,
@@ -234,4 +257,34 @@ fn write(
     };
     check("the digest", layer.to_string(), blob.digest())?;
     check("the diff ID", diff_id.to_owned(), actual)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_stays_of_a_layer_that_could_not_be_written() {
+        let layer = soci_index::digest_of(b"layer");
+        let dir = tempfile::tempdir().unwrap();
+        let write = |result: fn() -> Result<(), UnpackError>| {
+            let at = dir.path().to_owned();
+            let half = at.join("half");
+            let working = tokio::task::spawn_blocking(move || {
+                fs::write(half, "written").unwrap();
+                result()
+            });
+            all_or_nothing(working, &layer, at)
+        };
+        let left = || fs::read_dir(dir.path()).unwrap().count();
+        let panicked = write(|| panic!("as a fault of ours would")).await.unwrap_err();
+        assert!(matches!(panicked, UnpackError::Panicked(_)), "{panicked}");
+        assert_eq!(left(), 0);
+        write(|| Err(UnpackError::Malformed("manifest"))).await.unwrap_err();
+        assert_eq!(left(), 0);
+        write(|| Ok(())).await.unwrap();
+        assert_eq!(left(), 1);
+    }
 }

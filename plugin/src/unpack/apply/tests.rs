@@ -240,7 +240,9 @@ fn header(kind: u8, format: Header, length: u64) -> Header {
     header.set_entry_type(EntryType::new(kind));
     header.set_size(length);
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.as_mut_bytes()[..4].copy_from_slice(b"name");
     header.set_cksum();
     header
