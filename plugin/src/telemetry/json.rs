@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pipe::PIPE_BUF;
 use serde_json::Value;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
@@ -16,33 +19,55 @@ use super::{Brake, Limiter};
 /// Crates whose lines a registry or an image can cause at will.
 const BRAKED: [&str; 2] = ["lazy_layer", "oci_registry"];
 
+/// Nanoseconds for a reader of the log to make room.
+const PATIENCE: i64 = 100_000_000;
+
 /// Writes each event as one flat JSON object with sorted keys: its fields, `level`, `msg` and `time`.
 ///
 /// What outsiders can cause at will is braked, each kind of line for itself; the next that passes has the number of the others in
 /// `suppressed`. Debug lines are not braked: whoever asks for them wants them all.
 pub struct JsonLines<W> {
-    out: Mutex<W>,
+    out: Mutex<Out<W>>,
     brake: Brake,
     /// As many as the crates have places that log.
     brakes: Mutex<HashMap<Identifier, Limiter>>,
+}
+
+/// Where lines go.
+struct Out<W> {
+    writer: W,
+    /// Lines since the last one that could be written.
+    dropped: u64,
+    /// The last one was cut off.
+    cut: bool,
+}
+
+/// A file that others read, or do not: nobody waits for long until they do, and not at all as long as they do not.
+#[derive(Debug)]
+pub struct Patient<F> {
+    file: F,
+    /// The last one waited in vain.
+    stuck: bool,
 }
 
 struct Fields(BTreeMap<&'static str, Value>);
 
 // === impl JsonLines ===
 
-impl JsonLines<std::io::Stdout> {
-    /// To the standard output. A reader that went away is no reason to stop: what cannot be written is dropped.
+impl JsonLines<Patient<io::Stdout>> {
+    /// To the standard output. A reader that went away, or does not read, is no reason to stop: what cannot be written is dropped, and the next line has the number
+    /// of those in `dropped`.
     #[must_use]
     pub fn stdout(brake: Brake) -> Self {
-        JsonLines::new(std::io::stdout(), brake)
+        JsonLines::new(Patient::new(io::stdout()), brake)
     }
 }
 
 impl<W: Write> JsonLines<W> {
-    /// To any writer, one `write` call a line, so that lines of several threads stay whole.
+    /// To any writer, one line after the other, so that lines of several threads stay whole.
     pub fn new(out: W, brake: Brake) -> Self {
-        JsonLines { out: Mutex::new(out), brake, brakes: Mutex::default() }
+        let out = Mutex::new(Out { writer: out, dropped: 0, cut: false });
+        JsonLines { out, brake, brakes: Mutex::default() }
     }
 }
 
@@ -72,11 +97,61 @@ impl<S: Subscriber, W: Write + 'static> Layer<S> for JsonLines<W> {
         if suppressed > 0 {
             fields.0.insert("suppressed", Value::from(suppressed));
         }
-        let line = fields.finish(*event.metadata().level(), jiff::Timestamp::now());
-        let mut out = self.out.lock();
-        // A full disk or a closed pipe must not end the daemon, and there is nobody left to tell.
-        let _ = out.write_all(line.as_bytes());
-        let _ = out.flush();
+        self.out.lock().line(fields, *event.metadata().level());
+    }
+}
+
+// === impl Out ===
+
+impl<W: Write> Out<W> {
+    fn line(&mut self, mut fields: Fields, level: Level) {
+        if self.dropped > 0 {
+            fields.0.insert("dropped", Value::from(self.dropped));
+        }
+        let line = fields.finish(level, jiff::Timestamp::now());
+        let line = if self.cut { format!("\n{line}") } else { line };
+        let mut rest = line.as_bytes();
+        // A full disk, a closed pipe or one that nobody reads must not end the daemon, nor stop it, and there is nobody left to tell.
+        while !rest.is_empty() {
+            match self.writer.write(rest) {
+                Ok(written @ 1..) => rest = rest.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+        let _ = self.writer.flush();
+        if rest.is_empty() {
+            (self.dropped, self.cut) = (0, false);
+        } else {
+            self.dropped = self.dropped.saturating_add(1);
+            self.cut |= rest.len() < line.len();
+        }
+    }
+}
+
+// === impl Patient ===
+
+impl<F> Patient<F> {
+    fn new(file: F) -> Patient<F> {
+        Patient { file, stuck: false }
+    }
+}
+
+impl<F: AsFd> Write for Patient<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut polled = [PollFd::new(&self.file, PollFlags::OUT)];
+        let patience = Timespec { tv_sec: 0, tv_nsec: if self.stuck { 0 } else { PATIENCE } };
+        self.stuck = rustix::event::poll(&mut polled, Some(&patience))? == 0;
+        if self.stuck {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // A pipe that has room has room for so much.
+        let piece = bytes.get(..PIPE_BUF).unwrap_or(bytes);
+        Ok(rustix::io::write(&self.file, piece)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -206,6 +281,39 @@ mod tests {
         // The clock may let one more through.
         assert!((20..=21).contains(&count("wrong bytes")), "{text}");
         assert_eq!((count("detail"), count("our own"), count("another kind")), (100, 100, 1));
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_stops_nobody() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let lines = JsonLines::new(Patient::new(writer), BRAKE);
+        let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
+        let long = "x".repeat(5000);
+        for n in 0..200 {
+            tracing::info!(n, long, "more than a pipe holds");
+        }
+        let mut read = Vec::new();
+        let mut take = || {
+            let mut buffer = [0; 1 << 17];
+            let length = rustix::io::read(&reader, &mut buffer).unwrap();
+            read.extend_from_slice(&buffer[..length]);
+        };
+        take();
+        tracing::info!("somebody reads again");
+        tracing::info!("and again");
+        take();
+        let text = String::from_utf8(read).unwrap();
+        let parsed: Vec<Option<Value>> = text.lines().map(|line| serde_json::from_str(line).ok()).collect();
+        let kept = parsed.iter().flatten().filter(|line| line["msg"] == "more than a pipe holds").count();
+        assert!((1..30).contains(&kept), "{kept}");
+        // One was cut off at most, and the next line begins a line.
+        assert!(parsed.iter().filter(|line| line.is_none()).count() <= 1, "{text}");
+        let [.., Some(first), Some(second)] = parsed.as_slice() else { panic!("{text}") };
+        assert_eq!(
+            (first["msg"].as_str(), first["dropped"].as_u64()),
+            (Some("somebody reads again"), Some(200 - kept as u64))
+        );
+        assert_eq!((second["msg"].as_str(), second.get("dropped")), (Some("and again"), None));
     }
 
     #[test]
