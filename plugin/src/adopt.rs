@@ -1,8 +1,8 @@
 //! Descriptors by their numbers: those that come from outside (`sd_listen_fds(3)`), one that changes what it stands for, and those that the kernel
 //! takes over for good ([`LoopDevice`]).
 //!
-//! The only module of the daemon with unsafe code: a number in an environment variable becomes an owned descriptor, and a loop device is told
-//! by ioctl(2) which descriptor it goes by.
+//! The only modules of the daemon with unsafe code, this one and the one below: a number in an environment variable becomes an owned descriptor, and a loop
+//! device is told by ioctl(2) which descriptor it goes by.
 #![allow(unsafe_code, reason = "handing descriptors over by number has no safe form")]
 
 mod loop_device;

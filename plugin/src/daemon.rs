@@ -30,7 +30,8 @@ use crate::config::{Config, LoadError, count};
 use crate::credentials::Keyring;
 use crate::grpc::{OwnService, SnapshotsService};
 use crate::keeper::{self, Keeper};
-use crate::kernel::{Kernel, errand};
+use crate::kernel::Kernel;
+use crate::kernel::errand::{self, Errands};
 use crate::notify::notify;
 use crate::resolve::{Registries, Resolver};
 use crate::snapshot::overlay::OverlayOptions;
@@ -341,7 +342,8 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
     );
     let overlay = OverlayOptions::of_this_system();
     let unpacker = Arc::new(Unpacker::new(options::unpack_options(config, overlay), Arc::clone(&resolver)));
-    let kernel = kernel_front_end(root, config, overlay);
+    let errands = Errands::new(options::errand_options(config), Handle::current());
+    let kernel = kernel_front_end(root, config, overlay, &errands);
     let backend = LazyBackend {
         resolver,
         unpacker,
@@ -352,6 +354,7 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
             attach_deadline: config.attach_deadline(),
             shared_cache: config.shared_cache(),
         },
+        errands,
         keeper: keeper.clone(),
         kept: Mutex::new((0..).map(Slot).zip(kept.mounts).collect()),
     };
@@ -361,7 +364,12 @@ fn compose(root: &Path, config: &Config, kept: Vec<(String, OwnedFd)>) -> Result
 }
 
 /// Whether layers are mounted above FUSE; why not is said here, once.
-fn kernel_front_end(root: &Path, config: &Config, overlay: OverlayOptions) -> Option<Kernel> {
+fn kernel_front_end(
+    root: &Path,
+    config: &Config,
+    overlay: OverlayOptions,
+    errands: &Errands,
+) -> Option<Kernel> {
     if config.fuse.kernel != "auto" {
         return None;
     }
@@ -369,8 +377,7 @@ fn kernel_front_end(root: &Path, config: &Config, overlay: OverlayOptions) -> Op
         tracing::info!("layers are mounted through FUSE alone: loop devices belong to the whole machine");
         return None;
     }
-    let (options, patience) = options::kernel_options(config);
-    match Kernel::probe(root, options, patience) {
+    match Kernel::probe(root, options::kernel_options(config), errands.clone()) {
         Ok(kernel) => {
             tracing::info!("layers are mounted through FUSE, and by the kernel's EROFS above it");
             Some(kernel)

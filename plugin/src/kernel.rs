@@ -18,12 +18,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lazy_layer::Layer;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::FrontEnd;
@@ -38,15 +35,11 @@ mod probe;
 mod tests;
 mod udev;
 
-use errand::Errand;
+use errand::{Errand, Errands};
 pub use probe::ProbeError;
 
-/// The program that this process runs, even if it has been replaced.
-const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Name of the directory beside `fs`.
 const DIRECTORY: &str = "erofs";
-/// Stack of the thread that waits for them.
-const STACK: usize = 128 << 10;
 
 /// How the kernel front end behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
@@ -68,22 +61,11 @@ pub struct KernelOptions {
     pub without_device: bool,
 }
 
-/// How long an unmount waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// For the process that unmounts to come to it, and for an exchange of the backing file that is under way. Default 10 s.
-    pub unmount: Duration,
-    /// For reads that the kernel has begun ahead of readers who have gone. Default 200 ms.
-    pub reads: Duration,
-}
-
 /// The kernel front end, on a machine that was found to have it.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     options: KernelOptions,
-    patience: Patience,
-    /// This program, for errands.
-    program: PathBuf,
+    errands: Errands,
 }
 
 /// One layer's EROFS mount. Has to be unmounted; dropping it leaves the mount as it is.
@@ -93,12 +75,9 @@ pub struct KernelMount {
     mount_point: PathBuf,
     layer: Arc<Layer>,
     options: KernelOptions,
-    patience: Patience,
-    program: PathBuf,
+    errands: Errands,
     /// Its bytes come from the local file.
     local: AtomicBool,
-    /// Until it is unmounted. Held while the backing file is exchanged, which waits for the reads in flight.
-    mounted: Mutex<bool>,
 }
 
 /// How far an unmount has come.
@@ -109,13 +88,6 @@ pub enum Unmounting {
     /// It is out of sight and nobody uses it, but the kernel waits for what it has begun to read ahead: until that comes, or fails because the
     /// layer has no source any more.
     Waits,
-}
-
-/// What is heard of an unmount.
-#[derive(Debug)]
-enum Unmounted {
-    InUse,
-    Ended(Result<(), KernelError>),
 }
 
 /// Where a loop device's bytes come from.
@@ -154,14 +126,6 @@ impl Default for KernelOptions {
     }
 }
 
-// === impl Patience ===
-
-impl Default for Patience {
-    fn default() -> Patience {
-        Patience { unmount: Duration::from_secs(10), reads: Duration::from_millis(200) }
-    }
-}
-
 // === impl Kernel ===
 
 impl Kernel {
@@ -170,41 +134,38 @@ impl Kernel {
     ///
     /// # Errors
     /// What it lacks.
-    pub fn probe(scratch: &Path, options: KernelOptions, patience: Patience) -> Result<Kernel, ProbeError> {
+    pub fn probe(scratch: &Path, options: KernelOptions, errands: Errands) -> Result<Kernel, ProbeError> {
         let options = KernelOptions { without_device: probe::probe(scratch, options)?, ..options };
         if let Err(error) = udev::tell(Path::new(udev::PLACE)) {
             tracing::warn!(error = %error, "udev cannot be told to leave loop devices alone; it has some of every layer fetched");
         }
-        Ok(Kernel { options, patience, program: PathBuf::from(THIS_PROGRAM) })
-    }
-
-    /// The same for a process that is not the daemon but has it at hand.
-    #[must_use]
-    pub fn with_program(self, program: PathBuf) -> Kernel {
-        Kernel { program, ..self }
+        Ok(Kernel { options, errands })
     }
 
     /// Puts EROFS, mounted at `…/erofs`, above a layer that FUSE shows at `…/fs`. One that an earlier process left there, and that works, is gone on
-    /// with; a dead one is taken out of sight first. Blocking, not on the network: metadata is always here.
+    /// with; a dead one is taken out of sight first. Not on the network: metadata is always here.
     ///
     /// # Errors
-    /// [`KernelError`]; nothing but the FUSE mount is there then.
-    pub fn attach(&self, layer: &Arc<Layer>, fuse_at: &Path) -> Result<KernelMount, KernelError> {
+    /// [`KernelError`], also when `deadline` has passed; there is nothing but the FUSE mount then, or what comes too late is unmounted again.
+    pub async fn attach(
+        &self,
+        layer: &Arc<Layer>,
+        fuse_at: &Path,
+        deadline: Duration,
+    ) -> Result<KernelMount, KernelError> {
         let errand = Errand::Attach {
             fuse: fuse_at.to_owned(),
             file: layer.path(),
             complete: layer.is_complete(),
             options: self.options,
         };
-        let backing = errand.perform(&self.program, || {})?;
+        let backing = self.errands.perform(errand, Some(deadline)).await?;
         Ok(KernelMount {
             mount_point: fuse_at.with_file_name(DIRECTORY),
             layer: Arc::clone(layer),
             options: self.options,
-            patience: self.patience,
-            program: self.program.clone(),
+            errands: self.errands.clone(),
             local: AtomicBool::new(backing == Some(Backing::Local)),
-            mounted: Mutex::new(true),
         })
     }
 }
@@ -224,42 +185,40 @@ impl KernelMount {
         if self.local.load(Ordering::Relaxed) { FrontEnd::Local } else { FrontEnd::KernelOverFuse }
     }
 
-    /// Has a layer that is complete read from its local file from now on, by containers that run too. Blocking: the reads in flight
+    /// Has a layer that is complete read from its local file from now on, by containers that run too. The reads in flight
     /// are waited for, all of whose data is here.
     ///
     /// Returns whether it does so now and did not before.
     ///
     /// # Errors
-    /// [`KernelError`]; everything is as before then.
-    pub fn leave_fuse(&self) -> Result<bool, KernelError> {
-        let mounted = self.mounted.lock();
-        if !*mounted || !self.may_leave() {
+    /// [`KernelError`], also where nothing is mounted any more; everything is as before then, unless it took too long, when it may still be done.
+    pub async fn leave_fuse(&self) -> Result<bool, KernelError> {
+        if !self.may_leave() {
             return Ok(false);
         }
-        self.exchange()?;
+        self.exchange().await?;
         Ok(true)
     }
 
     /// Where the kernel can, has who comes from now on read the file without a loop device. What the kernel has cached is that of the loop device, and of no use to them: this is
-    /// for later than [`KernelMount::leave_fuse`]. Blocking.
+    /// for later than [`KernelMount::leave_fuse`].
     ///
     /// Returns whether anything has changed.
     ///
     /// # Errors
-    /// [`KernelError`]; everything is as before then.
-    pub fn leave_device(&self) -> Result<bool, KernelError> {
-        let mounted = self.mounted.lock();
-        if !*mounted || !self.options.without_device || !self.local.load(Ordering::Relaxed) {
+    /// As those of [`KernelMount::leave_fuse`].
+    pub async fn leave_device(&self) -> Result<bool, KernelError> {
+        if !self.options.without_device || !self.local.load(Ordering::Relaxed) {
             return Ok(false);
         }
         let (at, file) = (self.mount_point.clone(), self.layer.path());
-        Errand::Replace { at, file }.perform(&self.program, || {})?;
+        self.errands.perform(Errand::Replace { at, file }, None).await?;
         Ok(true)
     }
 
-    fn exchange(&self) -> Result<(), KernelError> {
+    async fn exchange(&self) -> Result<(), KernelError> {
         let (at, file) = (self.mount_point.clone(), self.layer.path());
-        Errand::Exchange { at, file, options: self.options }.perform(&self.program, || {})?;
+        self.errands.perform(Errand::Exchange { at, file, options: self.options }, None).await?;
         self.local.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -269,50 +228,13 @@ impl KernelMount {
         !self.local.load(Ordering::Relaxed) && self.layer.is_complete()
     }
 
-    /// Unmounts it; one that is in use is taken out of sight, and goes when its last user does. Blocking, for a few seconds at most.
+    /// Unmounts it; one that is in use is taken out of sight, and goes when its last user does. An exchange that is under way finds no mount any more, or
+    /// ends with its own. Blocking, see [`Errands::unmount`].
     ///
     /// # Errors
     /// [`KernelError`] if the kernel refuses; it is still mounted then.
     pub fn unmount(&self) -> Result<Unmounting, KernelError> {
-        let (said, heard) = mpsc::channel();
-        let (at, program) = (self.mount_point.clone(), self.program.clone());
-        let errand = move || {
-            // Nobody listens any more if it took long.
-            let ended = Errand::Unmount { at }.perform(&program, || {
-                let _ = said.send(Unmounted::InUse);
-            });
-            let _ = said.send(Unmounted::Ended(ended.map(drop)));
-        };
-        thread::Builder::new()
-            .name("unmount-erofs".into())
-            .stack_size(STACK)
-            .spawn(errand)
-            .map_err(failed("unmount", &self.mount_point))?;
-        let unmounting = self.unmounted(&heard)?;
-        // Who is exchanging the file finds no mount any more.
-        if let Some(mut mounted) = self.mounted.try_lock_for(self.patience.unmount) {
-            *mounted = false;
-        }
-        Ok(unmounting)
-    }
-
-    /// Waits until it is, or only the kernel's own reads are in the way.
-    fn unmounted(&self, heard: &Receiver<Unmounted>) -> Result<Unmounting, KernelError> {
-        let deadline = Instant::now() + self.patience.unmount;
-        let (mut in_use, mut out_of_sight) = (false, false);
-        loop {
-            match heard.recv_timeout(self.patience.reads) {
-                Ok(Unmounted::Ended(ended)) => return ended.map(|()| Unmounting::Done),
-                Ok(Unmounted::InUse) => in_use = true,
-                Err(_) if out_of_sight && in_use => return Ok(Unmounting::Done),
-                // For so long, without a word that somebody uses it.
-                Err(_) if out_of_sight => return Ok(Unmounting::Waits),
-                Err(_) if Instant::now() > deadline => {
-                    return Err(failed("unmount", &self.mount_point)(io::ErrorKind::TimedOut.into()));
-                }
-                Err(_) => out_of_sight = !erofs::is_mounted(&self.mount_point),
-            }
-        }
+        self.errands.unmount(&self.mount_point)
     }
 }
 

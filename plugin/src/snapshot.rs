@@ -119,6 +119,7 @@ impl Snapshotter {
             path: root.join("snapshotter/snapshots"),
             source,
         })?;
+        let tree = tree.with_backend(Arc::clone(&backend));
         let store = Store::open(&root.join("snapshotter/metadata.redb"))?;
         let (cleaner, requests) = mpsc::channel(options.cleanups.max(1));
         let shared = Arc::new(Shared {

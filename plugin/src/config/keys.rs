@@ -340,8 +340,10 @@ tables! {
         unpack_stall_sec "deadlines.unpack_stall_sec": Int(SECONDS) = 30;
         /// Seconds for requests in flight and mounts to end when the daemon is stopped.
         drain_sec "deadlines.drain_sec": Int(SECONDS) = 10;
-        /// Seconds that each part of unmounting a layer may take: its process, an exchange of files under way, its threads.
+        /// Seconds that each part of unmounting a layer may take: its process, its threads.
         unmount_sec "deadlines.unmount_sec": Int(SECONDS) = 10;
+        /// Seconds for a complete layer's local file to take the place of its FUSE mount.
+        exchange_sec "deadlines.exchange_sec": Int(SECONDS) = 60;
         /// Milliseconds that an unmount waits for the mount's last users before it takes the mount out of their sight, and for their end after that.
         in_use_msec "deadlines.in_use_msec": Int(MILLISECONDS) = 500;
         /// Milliseconds that an unmount waits for what the kernel began to read ahead for nobody.
@@ -485,6 +487,8 @@ tables! {
         restores "limits.restores": Int(1..=1_024) = 16;
         /// Layers of an image that are made ready at the same time before containerd asks for them: found in the registry, their files made (0: no files).
         layers_ahead "limits.layers_ahead": Int(0..=256) = 4;
+        /// Processes that mount and unmount EROFS at the same time, as many of either kind; one that exchanges a layer's file counts as a quarter of them.
+        errands "limits.errands": Int(1..=1_024) = 16;
         /// Containers that are about to run whose command lines are looked up in containerd at the same time, for what they name (0: none); another one starts without.
         commands "limits.commands": Int(0..=1_024) = 16;
         /// Bytes of the largest zTOC that is read.

@@ -1,6 +1,7 @@
 //! The snapshot verbs' [`Backend`]: resolver, FUSE and unpacker put together.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use tokio::task::AbortHandle;
 use crate::failpoint;
 use crate::fuse::{FuseMount, FuseOptions, Unmounted};
 use crate::keeper::{Keeper, KeptMount};
+use crate::kernel::errand::Errands;
 use crate::kernel::{Kernel, KernelMount, Unmounting};
 use crate::resolve::{Resolution, ResolvedLayer, Resolver};
 use crate::snapshot::{
@@ -29,6 +31,7 @@ pub(super) struct LazyBackend {
     pub(super) resolver: Arc<Resolver>,
     pub(super) unpacker: Arc<Unpacker>,
     pub(super) mounting: Mounting,
+    pub(super) errands: Errands,
     pub(super) keeper: Keeper,
     /// What the keeper had at the start and nobody has asked for yet.
     pub(super) kept: Mutex<BTreeMap<Slot, KeptMount>>,
@@ -162,6 +165,10 @@ impl Backend for LazyBackend {
         }
     }
 
+    fn unmount_front_end(&self, at: &Path) -> io::Result<()> {
+        self.errands.unmount(at).map(drop).map_err(io::Error::other)
+    }
+
     fn sweep(&self, keep: &[LazyRecord]) {
         self.resolver.sweep(keep);
     }
@@ -243,13 +250,12 @@ impl Mounting {
         };
         let fuse = began.elapsed();
         if let Some(kernel) = self.kernel.filter(|_| seen) {
-            let fuse_at = mounted.mount.mount_point().to_owned();
-            match attach(kernel, &layer, fuse_at, self.attach_deadline).await {
+            match kernel.attach(&layer, mounted.mount.mount_point(), self.attach_deadline).await {
                 Ok(mount) => mounted.kernel = Some(Attached::of(mount, &layer, self.shared_cache)),
                 Err(error) => tracing::warn!(
                     layerDigest = %layer.key().layer,
                     "mount-point" = %mounted.mount.mount_point().display(),
-                    error,
+                    error = chain(&error),
                     "a layer goes on with FUSE alone"
                 ),
             }
@@ -271,29 +277,6 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-async fn attach(
-    kernel: Kernel,
-    layer: &Arc<Layer>,
-    fuse_at: PathBuf,
-    deadline: Duration,
-) -> Result<KernelMount, String> {
-    let layer = Arc::clone(layer);
-    let mut attaching = tokio::task::spawn_blocking(move || kernel.attach(&layer, &fuse_at));
-    match tokio::time::timeout(deadline, &mut attaching).await {
-        Ok(Ok(Ok(mount))) => Ok(mount),
-        Ok(Ok(Err(error))) => Err(chain(&error)),
-        Ok(Err(_)) => Err("the daemon is stopping".into()),
-        Err(_) => {
-            tokio::spawn(async move {
-                if let Ok(Ok(mount)) = attaching.await {
-                    let _ = tokio::task::spawn_blocking(move || mount.unmount()).await;
-                }
-            });
-            Err("the kernel did not mount EROFS in time".into())
-        }
-    }
-}
-
 // === impl Attached ===
 
 impl Attached {
@@ -305,24 +288,23 @@ impl Attached {
                 return;
             }
             let at = leaves.mount_point().to_owned();
-            let fuse = Arc::clone(&leaves);
-            match tokio::task::spawn_blocking(move || fuse.leave_fuse()).await {
-                Ok(Ok(true)) => {
+            match leaves.leave_fuse().await {
+                Ok(true) => {
                     tracing::info!("mount-point" = %at.display(), "a complete layer needs FUSE no longer");
                 }
-                Ok(Ok(false)) | Err(_) => return,
-                Ok(Err(error)) => {
+                Ok(false) => return,
+                Err(error) => {
                     tracing::warn!("mount-point" = %at.display(), error = chain(&error), "a complete layer stays with FUSE");
                     return;
                 }
             }
             tokio::time::sleep(shared_cache).await;
-            match tokio::task::spawn_blocking(move || leaves.leave_device()).await {
-                Ok(Ok(true)) => {
+            match leaves.leave_device().await {
+                Ok(true) => {
                     tracing::info!("mount-point" = %at.display(), "a complete layer needs its loop device no longer");
                 }
-                Ok(Ok(false)) | Err(_) => {}
-                Ok(Err(error)) => {
+                Ok(false) => {}
+                Err(error) => {
                     tracing::warn!("mount-point" = %at.display(), error = chain(&error), "a complete layer keeps its loop device");
                 }
             }

@@ -11,7 +11,8 @@ use super::supervise::SuperviseOptions;
 use crate::config::{Config, bytes, count, millis, or, seconds};
 use crate::fuse::FuseOptions;
 use crate::keeper::{HolderOptions, KeeperOptions};
-use crate::kernel::{KernelOptions, Patience};
+use crate::kernel::KernelOptions;
+use crate::kernel::errand::ErrandOptions;
 use crate::resolve::{self, GreetOptions};
 use crate::snapshot::{self, overlay::OverlayOptions};
 use crate::telemetry::Brake;
@@ -142,18 +143,24 @@ pub(super) fn fuse_options(config: &Config, layer_file: bool) -> FuseOptions {
     }
 }
 
-pub(super) fn kernel_options(config: &Config) -> (KernelOptions, Patience) {
-    let options = KernelOptions {
+pub(super) fn kernel_options(config: &Config) -> KernelOptions {
+    KernelOptions {
         read_ahead_kib: number(config.fuse.read_ahead_kib),
         local_read_ahead_kib: number(config.fuse.local_read_ahead_kib),
         loop_attempts: number(config.fuse.loop_attempts),
         held_files: number(config.fuse.held_files),
         // Found out.
         without_device: false,
-    };
-    let patience =
-        Patience { unmount: config.unmount_deadline(), reads: millis(config.deadlines.kernel_reads_msec) };
-    (options, patience)
+    }
+}
+
+pub(super) fn errand_options(config: &Config) -> ErrandOptions {
+    ErrandOptions {
+        at_once: count(config.limits.errands),
+        exchange: seconds(config.deadlines.exchange_sec),
+        unmount: config.unmount_deadline(),
+        reads: millis(config.deadlines.kernel_reads_msec),
+    }
 }
 
 pub(super) fn keeper_options(config: &Config) -> KeeperOptions {
@@ -265,7 +272,8 @@ mod tests {
                     snapshot_options(config, overlay),
                     fuse_options(config, true)
                 ),
-                (kernel_options(config), keeper_options(config), supervise_options(config)),
+                (kernel_options(config), errand_options(config)),
+                (keeper_options(config), supervise_options(config)),
                 (metrics_options(config), brake(config), client.bounds, client.idle_timeout),
                 (client.header_timeout, client.connect_timeout, client.request_timeout, client.retries),
                 (client.min_backoff, client.max_backoff, client.turns, config.attach_deadline()),

@@ -295,7 +295,7 @@ fn device_number(at: &Path) -> io::Result<(u32, u32)> {
     Ok((stat.stx_dev_major, stat.stx_dev_minor))
 }
 
-/// `fuse-<snapshot>` from `…/snapshots/<snapshot>/fs`. Linux shows 15 bytes of it.
+/// `fuse-<snapshot>` from `…/snapshots/<snapshot>/fs`, for the thread that waits for those that serve the mount, which fuser names. Linux shows 15 bytes of it.
 fn thread_name(at: &Path) -> String {
     let snapshot = at.parent().and_then(Path::file_name).unwrap_or_default();
     format!("fuse-{}", snapshot.to_string_lossy().replace('\0', ""))

@@ -10,15 +10,18 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use clap::Subcommand;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::{Backing, KernelError, KernelOptions, attach, erofs};
+
+mod runner;
+
+pub use runner::{ErrandOptions, Errands};
 
 /// Name of the hidden command of this program.
 pub(crate) const COMMAND: &str = "kernel-errand";
@@ -130,45 +133,6 @@ fn lock(mount_point: &Path) -> Option<File> {
 // === impl Errand ===
 
 impl Errand {
-    /// Has `program` do it, waiting for its end; `in_use` hears that somebody uses what is to be unmounted.
-    pub(super) fn perform(
-        &self,
-        program: &Path,
-        mut in_use: impl FnMut(),
-    ) -> Result<Option<Backing>, KernelError> {
-        let mut last = None;
-        let mut heard = |said| match said {
-            Said::InUse => in_use(),
-            said => last = Some(said),
-        };
-        // A test's program does not have the hidden command.
-        let done = if cfg!(test) {
-            run(self, &mut |said| {
-                heard(said);
-                Ok(())
-            })
-        } else {
-            self.send(program, &mut heard)
-        };
-        done.map_err(|error| self.lost(error))?;
-        self.outcome(last)
-    }
-
-    /// Has another process do it.
-    fn send(&self, program: &Path, heard: &mut dyn FnMut(Said)) -> io::Result<()> {
-        let mut command = Command::new(program);
-        command.arg(COMMAND).args(self.arguments()).current_dir("/").env_clear();
-        // Keeps `allocator::settle` from starting it once more.
-        command.env("MALLOC_ARENA_MAX", "1");
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let said = child.stdout.take().ok_or(io::ErrorKind::NotConnected)?;
-        for line in BufReader::new(said).lines() {
-            heard(serde_json::from_str(&line?)?);
-        }
-        child.wait()?;
-        Ok(())
-    }
-
     fn outcome(&self, last: Option<Said>) -> Result<Option<Backing>, KernelError> {
         match last {
             Some(Said::Done(backing)) => Ok(backing),

@@ -13,6 +13,7 @@ use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 use ztoc::CompressedOffset;
 
+use super::errand::ErrandOptions;
 use super::*;
 use crate::fuse::{FuseMount, FuseOptions, Unmounted};
 use crate::keeper::Hold;
@@ -87,8 +88,10 @@ fn readers_go_on(without_device: bool) {
     let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
     let fuse = FuseMount::mount(Arc::clone(&layer), &at, options, |_| Hold::none()).unwrap();
     let options = KernelOptions { read_ahead_kib: 128, without_device, ..KernelOptions::default() };
-    let kernel = Kernel { options, patience: Patience::default(), program: THIS_PROGRAM.into() };
-    let mount = kernel.attach(&layer, &at).unwrap();
+    let errands = Errands::new(ErrandOptions::default(), runtime.handle().clone());
+    let kernel = Kernel { options, errands };
+    let attach = |layer| runtime.block_on(kernel.attach(layer, &at, Duration::from_secs(60))).unwrap();
+    let mount = attach(&layer);
 
     let mut early = File::open(mount.mount_point().join("usr/lib/rand")).unwrap();
     let device = erofs::device_at(mount.mount_point()).unwrap();
@@ -98,10 +101,10 @@ fn readers_go_on(without_device: bool) {
     assert_eq!(layer.status().spans_present, layer.status().spans);
     // Bytes that nobody checked as a whole stay behind FUSE.
     if !layer.is_complete() {
-        assert!(!mount.leave_fuse().unwrap());
+        assert!(!runtime.block_on(mount.leave_fuse()).unwrap());
         assert_eq!(mount.front_end(), FrontEnd::KernelOverFuse);
     }
-    mount.exchange().unwrap();
+    runtime.block_on(mount.exchange()).unwrap();
     assert_eq!(mount.front_end(), FrontEnd::Local);
     drop(source);
     assert_eq!(fuse.unmount().unwrap(), Unmounted::Gone);
@@ -116,18 +119,18 @@ fn readers_go_on(without_device: bool) {
     assert_eq!((backing.device, backing.inode), (attach::split(local.dev()), local.ino()));
     assert!(!backing.direct_io);
     assert_eq!(erofs::file_at(mount.mount_point()), None, "what is cached is shared");
-    assert_eq!(mount.leave_device().unwrap(), without_device);
+    assert_eq!(runtime.block_on(mount.leave_device()).unwrap(), without_device);
     let new = erofs::file_at(mount.mount_point());
     assert_eq!(new.as_deref(), without_device.then_some(layer.path().as_path()));
 
     // Who comes later goes on with what is there.
     let id = |path: &Path| fs::metadata(path).unwrap().dev();
     let before = id(mount.mount_point());
-    let mount = kernel.attach(&layer, &at).unwrap();
+    let mount = attach(&layer);
     assert_eq!(mount.front_end(), FrontEnd::Local);
     assert_eq!((id(mount.mount_point()), mounts_at(mount.mount_point())), (before, 1));
-    mount.exchange().unwrap();
-    mount.leave_device().unwrap();
+    runtime.block_on(mount.exchange()).unwrap();
+    runtime.block_on(mount.leave_device()).unwrap();
     assert_eq!((id(mount.mount_point()), mounts_at(mount.mount_point())), (before, 1));
     drop(early);
     assert_eq!(mount.unmount().unwrap(), Unmounting::Done);

@@ -1,6 +1,7 @@
 //! What the snapshot verbs need from the rest of the daemon, so that they can be tested without a kernel and a registry.
 
 use std::fmt::Debug;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,6 +49,13 @@ pub trait Backend: Debug + Send + Sync + 'static {
 
     /// Ends one of them: whoever still uses it gets errors.
     fn drop_kept(&self, slot: Slot);
+
+    /// Unmounts a kernel front end that is mounted at `at`, or takes it out of sight. Blocking, within a deadline: not in this process, which may be who
+    /// has to answer what that waits for.
+    ///
+    /// # Errors
+    /// It is still mounted.
+    fn unmount_front_end(&self, at: &Path) -> io::Result<()>;
 
     /// Lets go of everything that is kept for layers other than these. Blocking.
     fn sweep(&self, keep: &[LazyRecord]);

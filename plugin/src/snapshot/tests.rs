@@ -22,6 +22,8 @@ struct Fake {
     fates: Mutex<Vec<(Slot, &'static str)>>,
     /// Snapshots whose containers perhaps run.
     ran: Mutex<Vec<String>>,
+    /// Where front ends were unmounted.
+    cleared: Mutex<Vec<PathBuf>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +66,11 @@ impl LazyMount for FakeMount {
 }
 
 impl Backend for Fake {
+    fn unmount_front_end(&self, at: &Path) -> std::io::Result<()> {
+        self.cleared.lock().push(at.to_owned());
+        Ok(rustix::mount::unmount(at, rustix::mount::UnmountFlags::DETACH)?)
+    }
+
     fn starts(&self, _: &[Arc<Layer>]) {}
 
     fn runs(&self, _: Option<&str>, key: &str, _: &[Arc<Layer>]) {
@@ -410,4 +417,40 @@ async fn a_commit_whose_answer_was_lost_can_be_asked_for_again() {
         matches!(error, SnapshotError::Store(StoreError::NotFound { .. })),
         "another became that: {error}"
     );
+}
+
+/// EROFS of a file, where this machine can: the caller's business is the type alone.
+fn mount_erofs(image: &Path, at: &Path) -> Option<()> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+    let mut bytes = erofs_image::write(&erofs_image::TreeBuilder::new().finish(), 0).unwrap().metadata;
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    std::fs::write(image, bytes).unwrap();
+    let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
+    rustix::mount::fsconfig_set_flag(&context, "ro").ok()?;
+    rustix::mount::fsconfig_set_string(&context, "source", image).ok()?;
+    rustix::mount::fsconfig_create(&context).ok()?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).unwrap();
+    let place = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&mount, "", rustix::fs::CWD, at, place).unwrap();
+    Some(())
+}
+
+/// What is below it may be a mount that only this process can serve.
+#[tokio::test]
+async fn front_ends_are_unmounted_by_the_backend() {
+    let root = tempfile::tempdir().unwrap();
+    let (snapshotter, fake) = open(root.path(), Fake::default());
+    let directory = snapshotter.shared.tree.directory(Id(7));
+    let (fs, erofs) = (directory.join("fs"), directory.join("erofs"));
+    for path in [&fs, &erofs] {
+        std::fs::create_dir_all(path).unwrap();
+    }
+    if mount_erofs(&root.path().join("image"), &erofs).is_none() {
+        return;
+    }
+    rustix::mount::mount("none", &fs, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    snapshotter.cleanup().await.unwrap();
+    assert_eq!(*fake.cleared.lock(), [erofs]);
+    assert!(!directory.exists());
 }

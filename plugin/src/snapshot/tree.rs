@@ -5,19 +5,25 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::Backend;
 use super::record::{Id, Usage};
 use crate::mountinfo::MountInfo;
 
 /// Begins the name of a directory that is being made.
 const STAGED: &str = "new-";
+/// Type of the mounts that have a FUSE mount below them.
+const FRONT_END: &[u8] = b"erofs";
 
 /// All of them. Every call blocks on the disk.
 #[derive(Debug)]
 pub struct Tree {
     snapshots: PathBuf,
     staged: AtomicU64,
+    /// Unmounts what may wait for this process; none in one that serves no mounts.
+    backend: Option<Arc<dyn Backend>>,
 }
 
 /// A directory that has no number yet; removed unless it gets one.
@@ -39,7 +45,7 @@ impl Tree {
         let snapshots = root.join("snapshotter/snapshots");
         DirBuilder::new().recursive(true).mode(0o700).create(&snapshots)?;
         // Mount tables and overlay's options show the real path.
-        let tree = Tree { snapshots: snapshots.canonicalize()?, staged: AtomicU64::new(0) };
+        let tree = Tree { snapshots: snapshots.canonicalize()?, staged: AtomicU64::new(0), backend: None };
         for entry in fs::read_dir(&tree.snapshots)? {
             let entry = entry?;
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(STAGED)) {
@@ -47,6 +53,12 @@ impl Tree {
             }
         }
         Ok(tree)
+    }
+
+    /// The same for a process that serves mounts.
+    #[must_use]
+    pub fn with_backend(self, backend: Arc<dyn Backend>) -> Tree {
+        Tree { backend: Some(backend), ..self }
     }
 
     /// Where the directories are.
@@ -148,12 +160,9 @@ impl Tree {
     /// # Errors
     /// The system's.
     pub fn mounted(&self) -> io::Result<HashSet<Id>> {
-        let points = mount_points()?;
-        Ok(points
-            .iter()
-            .filter(|point| point.ends_with("fs"))
-            .filter_map(|point| self.owner(point))
-            .collect())
+        let mounts = MountInfo::all()?;
+        let points = mounts.iter().map(|mount| mount.point.as_path());
+        Ok(points.filter(|point| point.ends_with("fs")).filter_map(|point| self.owner(point)).collect())
     }
 
     /// Unmounts what is below the snapshots, as after a daemon that died, but for what is in the directories of `alive`. Returns how many
@@ -183,16 +192,22 @@ impl Tree {
     }
 
     fn unmount(&self, wanted: impl Fn(&Path) -> bool) -> io::Result<usize> {
-        let mut points = mount_points()?;
-        points.retain(|point| wanted(point));
+        let mut mounts = MountInfo::all()?;
+        mounts.retain(|mount| wanted(&mount.point));
         // The last mounted is on top.
-        for point in points.iter().rev() {
-            match rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH) {
+        for mount in mounts.iter().rev() {
+            if mount.kind == FRONT_END
+                && let Some(backend) = &self.backend
+            {
+                backend.unmount_front_end(&mount.point)?;
+                continue;
+            }
+            match rustix::mount::unmount(&mount.point, rustix::mount::UnmountFlags::DETACH) {
                 Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(points.len())
+        Ok(mounts.len())
     }
 
     /// What a snapshot's own files occupy: blocks on disk, each inode once.
@@ -251,11 +266,6 @@ impl Drop for Staged<'_> {
             let _ = fs::remove_dir_all(&self.path);
         }
     }
-}
-
-/// In the order of mounting.
-fn mount_points() -> io::Result<Vec<PathBuf>> {
-    Ok(MountInfo::all()?.into_iter().map(|mount| mount.point).collect())
 }
 
 #[cfg(test)]

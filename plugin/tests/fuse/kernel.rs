@@ -15,7 +15,7 @@ use soci_snapshotter_grpc::fuse::Unmounted;
 use soci_snapshotter_grpc::kernel::Unmounting;
 use soci_snapshotter_grpc::snapshot::FrontEnd;
 
-use crate::layers::{Fixture, Shown, kernel};
+use crate::layers::{Fixture, Shown, attach, kernel};
 use crate::view;
 
 /// Nothing here takes so long; a test that hangs ends.
@@ -189,7 +189,7 @@ fn a_living_mount_is_gone_on_with_and_a_dead_one_replaced() {
     let mut user = File::open(shown.at.join("usr/lib/rand")).unwrap();
     // As after a daemon that died: nothing is unmounted.
     drop(shown.kernel.take());
-    shown.kernel = Some(kernel.attach(&fixture.layer, &shown.fuse.at).unwrap());
+    shown.kernel = Some(attach(&kernel, &fixture.layer, &shown.fuse.at).unwrap());
     assert_eq!(device(&shown), first);
     assert_eq!(left_below(&directory).len(), 3, "FUSE, EROFS and one loop device");
     let mut data = Vec::new();
@@ -218,7 +218,7 @@ fn without_the_layer_file_there_is_only_fuse() {
             soci_snapshotter_grpc::keeper::Hold::none()
         })
         .unwrap();
-    let result = kernel(&fixture.scratch("probe")).attach(&fixture.layer, &at);
+    let result = attach(&kernel(&fixture.scratch("probe")), &fixture.layer, &at);
     let left = left_below(&fixture.scratch("snapshots"));
     let hosts = view::stat(&at.join("etc/hosts"));
     mount.unmount().unwrap();

@@ -18,7 +18,8 @@ use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 use soci_snapshotter_grpc::fuse::{FuseMount, FuseOptions};
 use soci_snapshotter_grpc::keeper::Hold;
-use soci_snapshotter_grpc::kernel::{Kernel, KernelMount, KernelOptions, Patience};
+use soci_snapshotter_grpc::kernel::errand::{ErrandOptions, Errands};
+use soci_snapshotter_grpc::kernel::{Kernel, KernelError, KernelMount, KernelOptions};
 use soci_snapshotter_grpc::snapshot::FrontEnd;
 use tokio::runtime::{Handle, Runtime};
 use ztoc::{BuildOptions, Builder, CompressedOffset, Compression};
@@ -152,7 +153,7 @@ impl Fixture {
         let kernel = match front_end {
             FrontEnd::Fuse => None,
             FrontEnd::KernelOverFuse | FrontEnd::Local => {
-                Some(kernel(&self.scratch("probe")).attach(&self.layer, &fuse.at).unwrap())
+                Some(attach(&kernel(&self.scratch("probe")), &self.layer, &fuse.at).unwrap())
             }
         };
         let at = kernel.as_ref().map_or(fuse.at.as_path(), |kernel| kernel.mount_point()).to_owned();
@@ -173,8 +174,26 @@ impl Fixture {
 
 /// The front end above FUSE, which this machine has to have.
 pub fn kernel(scratch: &Path) -> Kernel {
-    let program = env!("CARGO_BIN_EXE_soci-snapshotter-grpc").into();
-    Kernel::probe(scratch, KernelOptions::default(), Patience::default()).unwrap().with_program(program)
+    kernel_by(scratch, ErrandOptions::default(), Path::new(env!("CARGO_BIN_EXE_soci-snapshotter-grpc")))
+}
+
+/// Whose errands this program does.
+pub fn kernel_by(scratch: &Path, options: ErrandOptions, program: &Path) -> Kernel {
+    let errands = Errands::new(options, runtime()).with_program(program.to_owned());
+    Kernel::probe(scratch, KernelOptions::default(), errands).unwrap()
+}
+
+pub fn attach(kernel: &Kernel, layer: &Arc<Layer>, fuse_at: &Path) -> Result<KernelMount, KernelError> {
+    attach_within(kernel, layer, fuse_at, Duration::from_secs(60))
+}
+
+pub fn attach_within(
+    kernel: &Kernel,
+    layer: &Arc<Layer>,
+    fuse_at: &Path,
+    deadline: Duration,
+) -> Result<KernelMount, KernelError> {
+    runtime().block_on(kernel.attach(layer, fuse_at, deadline))
 }
 
 /// A layer as a container's lower directory. It does not outlive its test.

@@ -10,6 +10,7 @@
 )]
 
 mod behaviour;
+mod errands;
 mod golden;
 mod kernel;
 mod layers;
