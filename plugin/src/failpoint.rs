@@ -1,5 +1,5 @@
 //! Places at which a test has the daemon killed, to see that nothing is lost or left behind whatever it was doing; and one at which it takes the kernel
-//! for an older one.
+//! for an older one, and one at which it is refused EROFS.
 //!
 //! They are in builds with debug assertions alone: the tests' daemon is such a build anyway, so they cost no build of their own, and no
 //! environment can kill a released one. A name is `<verb>.<what has just been done>`; `e2e/failpoints.rs` has one test for each.
@@ -24,6 +24,18 @@ pub(crate) fn pass(name: &str) {
 #[cfg(debug_assertions)]
 pub(crate) fn never_resends() -> bool {
     std::env::var_os(VARIABLE).is_some_and(|wanted| wanted == "kernel.never-resends")
+}
+
+/// Whether a test wants no EROFS above any layer.
+#[cfg(debug_assertions)]
+pub(crate) fn never_attaches() -> bool {
+    std::env::var_os(VARIABLE).is_some_and(|wanted| wanted == "kernel.never-attaches")
+}
+
+/// No.
+#[cfg(not(debug_assertions))]
+pub(crate) fn never_attaches() -> bool {
+    false
 }
 
 /// Nothing.

@@ -23,6 +23,7 @@ use std::time::Duration;
 use lazy_layer::Layer;
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint;
 use crate::snapshot::FrontEnd;
 
 mod attach;
@@ -153,6 +154,9 @@ impl Kernel {
         fuse_at: &Path,
         deadline: Duration,
     ) -> Result<KernelMount, KernelError> {
+        if failpoint::never_attaches() {
+            return Err(failed("mount EROFS beside", fuse_at)(io::ErrorKind::PermissionDenied.into()));
+        }
         let errand = Errand::Attach {
             fuse: fuse_at.to_owned(),
             file: layer.path(),

@@ -106,6 +106,11 @@ impl Daemon {
         self.failpoint = Some("kernel.never-resends".to_owned());
     }
 
+    /// From the next launch on nothing is mounted above FUSE, though it was found to be possible.
+    pub fn never_attaches(&mut self) {
+        self.failpoint = Some("kernel.never-attaches".to_owned());
+    }
+
     /// Waits until it has died there, and starts one that does not.
     pub fn relaunch_after_death(&mut self) {
         let ended = self.process.as_mut().expect("the daemon runs").wait(Duration::from_secs(30));

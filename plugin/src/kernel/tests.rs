@@ -75,6 +75,13 @@ fn mounts_at(point: &Path) -> usize {
     MountInfo::all().unwrap().iter().filter(|mount| mount.point == point).count()
 }
 
+/// KiB that the kernel reads ahead of who reads what is mounted here.
+fn read_ahead(at: &Path) -> u32 {
+    let (major, minor) = attach::split(fs::metadata(at).unwrap().dev());
+    let text = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
+    text.trim().parse().unwrap()
+}
+
 fn readers_go_on(without_device: bool) {
     let root = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -87,7 +94,12 @@ fn readers_go_on(without_device: bool) {
     fs::create_dir_all(&at).unwrap();
     let options = FuseOptions { layer_file: true, ..FuseOptions::default() };
     let fuse = FuseMount::mount(Arc::clone(&layer), &at, options, |_| Hold::none()).unwrap();
-    let options = KernelOptions { read_ahead_kib: 128, without_device, ..KernelOptions::default() };
+    let options = KernelOptions {
+        read_ahead_kib: 128,
+        local_read_ahead_kib: 512,
+        without_device,
+        ..KernelOptions::default()
+    };
     let errands = Errands::new(ErrandOptions::default(), runtime.handle().clone());
     let kernel = Kernel { options, errands };
     let attach = |layer| runtime.block_on(kernel.attach(layer, &at, Duration::from_secs(60))).unwrap();
@@ -95,6 +107,7 @@ fn readers_go_on(without_device: bool) {
 
     let mut early = File::open(mount.mount_point().join("usr/lib/rand")).unwrap();
     let device = erofs::device_at(mount.mount_point()).unwrap();
+    assert_eq!((read_ahead(mount.mount_point()), device.backing().unwrap().direct_io), (128, true));
     let before = contents(mount.mount_point());
     assert!(before.len() > 5);
     io::copy(&mut File::open(FuseMount::layer_file(&at)).unwrap(), &mut io::sink()).unwrap();
@@ -117,7 +130,7 @@ fn readers_go_on(without_device: bool) {
     assert_eq!(contents(mount.mount_point()), before);
     let (backing, local) = (device.backing().unwrap(), fs::metadata(layer.path()).unwrap());
     assert_eq!((backing.device, backing.inode), (attach::split(local.dev()), local.ino()));
-    assert!(!backing.direct_io);
+    assert_eq!((read_ahead(mount.mount_point()), backing.direct_io), (512, false));
     assert_eq!(erofs::file_at(mount.mount_point()), None, "what is cached is shared");
     assert_eq!(runtime.block_on(mount.leave_device()).unwrap(), without_device);
     let new = erofs::file_at(mount.mount_point());

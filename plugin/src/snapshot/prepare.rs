@@ -59,7 +59,7 @@ impl Snapshotter {
         .await
     }
 
-    /// Never fails because of lazy loading: whatever goes wrong with it ends in mounts for containerd to unpack into.
+    /// Whatever goes wrong with lazy loading ends in mounts for containerd to unpack into, but for a kernel that does not answer; what the store or the disk refuses is an error.
     pub(super) async fn prepare_layer(&self, layer: Layer) -> Result<Vec<Mount>, SnapshotError> {
         match self.decide(&layer).await? {
             Decision::Remote(lazy, mount) => self.commit_remote(layer, lazy, mount).await,

@@ -24,6 +24,8 @@ use soci_snapshotter_grpc::snapshot::FrontEnd;
 use tokio::runtime::{Handle, Runtime};
 use ztoc::{BuildOptions, Builder, CompressedOffset, Compression};
 
+use crate::made::Random;
+
 pub fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path)
 }
@@ -53,6 +55,8 @@ pub struct Blob {
     /// Bytes come out wrong.
     pub damaged: AtomicBool,
     pub requests: AtomicU64,
+    /// Requests come late, in pieces, and break off: by chance, with this seed. 0: not so.
+    pub chance: AtomicU64,
 }
 
 impl fmt::Debug for Blob {
@@ -72,8 +76,12 @@ impl BlobSource for Source {
 
     fn read(&self, range: Range<CompressedOffset>) -> ByteStream {
         let blob = Arc::clone(&self.0);
+        let number = blob.requests.fetch_add(1, Ordering::Relaxed);
+        let seed = blob.chance.load(Ordering::Relaxed);
+        if seed != 0 {
+            return by_chance(&blob, range, seed.wrapping_add(number), number);
+        }
         let whole = async move {
-            blob.requests.fetch_add(1, Ordering::Relaxed);
             while blob.stuck.load(Ordering::Relaxed) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -88,6 +96,29 @@ impl BlobSource for Source {
         };
         stream::once(whole).boxed()
     }
+}
+
+/// Pieces with pauses between them, and every other request breaks off somewhere.
+fn by_chance(blob: &Blob, range: Range<CompressedOffset>, seed: u64, number: u64) -> ByteStream {
+    let bytes = blob.bytes.slice(range.start.0 as usize..range.end.0 as usize);
+    let mut random = Random::seeded(seed);
+    let breaks_off = number.is_multiple_of(2).then(|| random.below(bytes.len() as u64) as usize);
+    stream::unfold((random, 0), move |(mut random, at)| {
+        let left = bytes.get(at..).map_or_else(Bytes::new, |_| bytes.slice(at..));
+        async move {
+            tokio::time::sleep(Duration::from_millis(random.below(8))).await;
+            // Nothing comes behind an error.
+            if at != usize::MAX && breaks_off.is_some_and(|end| at >= end) {
+                return Some((Err(SourceError::transient("it breaks off")), (random, usize::MAX)));
+            }
+            if left.is_empty() {
+                return None;
+            }
+            let length = (1 + random.below(50_000) as usize).min(left.len());
+            Some((Ok(left.slice(..length)), (random, at + length)))
+        }
+    })
+    .boxed()
 }
 
 /// A layer file in a directory of its own.
@@ -115,6 +146,7 @@ impl Fixture {
             gone: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            chance: AtomicU64::new(0),
         });
         let layer = store.create_layer(&key, ztoc)?;
         let attachment = layer.attach(Arc::new(Source(Arc::clone(&blob))));

@@ -1,29 +1,35 @@
 //! Layers made here: trees of random files, entries in odd orders, programs with privileges.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use soci_snapshotter_grpc::snapshot::FrontEnd;
 use tar::{EntryType, Header};
 
-use crate::golden::{kernel_view, three_views};
+use crate::golden::{extract, kernel_view, three_views};
 use crate::layers::Fixture;
 use crate::view::{self, Mount};
 
 /// SplitMix64; its seed is printed, and can be given in `SEED`.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     fn new(test: &str) -> Random {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
         let seed = std::env::var("SEED").ok().map_or_else(now, |seed| seed.parse().unwrap());
         eprintln!("{test}: SEED={seed}");
+        Random(seed)
+    }
+
+    pub fn seeded(seed: u64) -> Random {
         Random(seed)
     }
 
@@ -34,7 +40,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
@@ -128,6 +134,47 @@ fn random_trees() {
         let (fixture, blob) = Fixture::made(&tar);
         three_views(&fixture, &blob);
         kernel_view(&Fixture::made(&tar).0, &blob);
+    }
+}
+
+/// The source is slow, breaks off, and gives its ranges in whatever order, while many read here and there: each gets the bytes of the tar, and in the end
+/// everything is as it should be.
+#[test]
+fn random_trees_of_a_faulty_source() {
+    let mut random = Random::new("random_trees_of_a_faulty_source");
+    for front_end in [FrontEnd::Fuse, FrontEnd::KernelOverFuse] {
+        let source = tempfile::tempdir().unwrap();
+        populate(&mut random, source.path(), 400);
+        let mut tar = Command::new("tar");
+        tar.args(["--format=posix", "--numeric-owner", "-cf", "-", "-C"]).arg(source.path()).arg(".");
+        let (fixture, blob) = Fixture::made(&view::run(&mut tar));
+        fixture.blob.chance.store(random.next() | 1, Ordering::Relaxed);
+        let model = fixture.scratch("model");
+        let files: Vec<PathBuf> = extract(&blob, &model)
+            .into_iter()
+            .filter(|(_, file)| file.kind() == libc::S_IFREG && file.data.len() > 1)
+            .map(|(path, _)| path)
+            .collect();
+        let shown = fixture.show(front_end);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                let mut random = Random::seeded(random.next());
+                let (files, model, at) = (&files, &model, &shown.at);
+                scope.spawn(move || {
+                    for _ in 0..40 {
+                        let path = &files[random.below(files.len() as u64) as usize];
+                        let whole = fs::read(model.join(path)).unwrap();
+                        let start = random.below(whole.len() as u64);
+                        let mut part = vec![0; 1 + random.below(whole.len() as u64 - start) as usize];
+                        File::open(at.join(path)).unwrap().read_exact_at(&mut part, start).unwrap();
+                        assert!(part == whole[start as usize..][..part.len()], "{path:?} from {start}");
+                    }
+                });
+            }
+        });
+        drop(shown);
+        assert!(fixture.blob.requests.load(Ordering::Relaxed) >= 2, "the first one breaks off");
+        three_views(&fixture, &blob);
     }
 }
 
