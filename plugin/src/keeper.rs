@@ -191,17 +191,23 @@ impl Keeper {
     }
 
     /// Holds the device of a mount that is about to be made, see [`MountRecord`]. What cannot be held is mounted all the same, and ends with the daemon.
-    pub fn hold(&self, snapshot: Id, lazy: &LazyRecord, layer_file: bool, device: impl AsFd) -> Hold {
-        let held =
-            RecordFile::begin(snapshot, lazy, layer_file).map_err(HoldError::System).and_then(|record| {
-                let copy = |descriptor: &dyn AsFd| {
-                    descriptor.as_fd().try_clone_to_owned().map_err(HoldError::System)
-                };
-                let descriptors = vec![copy(&device)?, copy(record.descriptor())?];
-                let name = Name::numbered(MOUNT, self.0.next.fetch_add(1, Ordering::Relaxed));
-                let kept = self.0.place.lock().hold(name.clone(), descriptors)?;
-                Ok(kept.then(|| Holding { keeper: self.clone(), name, record }))
-            });
+    pub fn hold(
+        &self,
+        snapshot: Id,
+        lazy: &LazyRecord,
+        layer_file: bool,
+        metadata: &str,
+        device: impl AsFd,
+    ) -> Hold {
+        let record = RecordFile::begin(snapshot, lazy, layer_file, metadata);
+        let held = record.map_err(HoldError::System).and_then(|record| {
+            let copy =
+                |descriptor: &dyn AsFd| descriptor.as_fd().try_clone_to_owned().map_err(HoldError::System);
+            let descriptors = vec![copy(&device)?, copy(record.descriptor())?];
+            let name = Name::numbered(MOUNT, self.0.next.fetch_add(1, Ordering::Relaxed));
+            let kept = self.0.place.lock().hold(name.clone(), descriptors)?;
+            Ok(kept.then(|| Holding { keeper: self.clone(), name, record }))
+        });
         Hold(held.unwrap_or_else(|error| {
             self.warn(&error);
             None
@@ -305,7 +311,7 @@ impl Keeper {
         }
         let file = RecordFile::from(file?);
         let record = match file.read().ok()? {
-            Content::Record(record) => record,
+            Content::Record(record) => *record,
             Content::Later(format) => return Some(Mount::Later(format)),
             Content::Nothing => return None,
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lazy_layer::{Attachment, BlobSource, Layer, LayerKey, LayerStore};
+use lazy_layer::{Attachment, BlobSource, Layer, LayerKey, LayerStore, Pin};
 use oci_registry::{Reference, Repository};
 use oci_spec::image::Digest;
 use soci_store::Containerd;
@@ -256,12 +256,14 @@ impl Resolver {
         Ok(ResolvedLayer { layer, source, record: record.clone(), took })
     }
 
-    /// Removes layer files that are neither in `keep` nor in use. Blocking.
+    /// Keeps a layer's file where it is until the pin is dropped. None where the record names none.
+    pub fn pin(&self, record: &LazyRecord) -> Option<Pin> {
+        key_of(record).map(|key| self.layers.pin(key))
+    }
+
+    /// Removes layer files that are neither in `keep` nor pinned nor in use. Blocking.
     pub fn sweep(&self, keep: &[LazyRecord]) {
-        let keys = keep.iter().filter_map(|record| {
-            Some(LayerKey { layer: record.layer.parse().ok()?, ztoc: record.ztoc.parse().ok()? })
-        });
-        match self.layers.remove_unused(&keys.collect()) {
+        match self.layers.remove_unused(&keep.iter().filter_map(key_of).collect()) {
             Ok(0) => {}
             Ok(bytes) => tracing::debug!(bytes, "layer files removed"),
             Err(error) => {
@@ -417,4 +419,9 @@ impl Resolver {
             self.starts(&from_above);
         }
     }
+}
+
+/// The file that a record names.
+fn key_of(record: &LazyRecord) -> Option<LayerKey> {
+    Some(LayerKey { layer: record.layer.parse().ok()?, ztoc: record.ztoc.parse().ok()? })
 }

@@ -30,7 +30,7 @@ mod tree;
 pub(crate) mod tests;
 
 pub use backend::{
-    Asked, Attempt, Backend, Below, Directories, FrontEnd, KeptLayer, LazyMount, Look, Sight, Slot,
+    Asked, Attempt, Backend, Below, Directories, FrontEnd, KeptLayer, LazyMount, Look, Pin, Sight, Slot, Then,
 };
 pub use clean::CleanError;
 pub use error::SnapshotError;
@@ -242,8 +242,7 @@ impl Snapshotter {
     pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
         self.blocking(move |shared| Ok(shared.store.remove(&key)?)).await?;
         failpoint::pass("remove.recorded");
-        // A full queue means that a pass is about to begin anyway.
-        let _ = self.shared.cleaner.try_send(oneshot::channel().0);
+        self.shared.wake_cleaner();
         Ok(())
     }
 
@@ -298,9 +297,8 @@ impl Snapshotter {
         self.blocking(move |shared| {
             let record = shared.store.get(&key)?;
             if record.lazy.is_some() {
-                let present =
-                    shared.mounted.lock().get(&record.id).map_or(0, |mounted| mounted.mount.status().present);
-                return Ok(Usage { bytes: present, inodes: 0 });
+                let status = shared.mounted.lock().get(&record.id).map(|mounted| mounted.mount.status());
+                return Ok(Usage { bytes: status.map_or(0, |count| count().present), inodes: 0 });
             }
             match record.kind {
                 Kind::Committed => Ok(record.usage),
@@ -310,21 +308,24 @@ impl Snapshotter {
         .await
     }
 
-    /// The lazily loaded layers that are mounted, in the order in which they came.
+    /// The lazily loaded layers that are mounted, in the order in which they came. Looks at every span of each: blocking.
     #[must_use]
     pub fn layers(&self) -> Vec<LayerReport> {
-        let mounted = self.shared.mounted.lock();
-        let mut mounted: Vec<_> = mounted.iter().collect();
-        mounted.sort_by_key(|(id, _)| **id);
-        mounted
-            .into_iter()
-            .map(|(id, mounted)| LayerReport {
-                lazy: mounted.lazy.clone(),
-                mount_point: self.shared.tree.fs(*id),
-                status: mounted.mount.status(),
-                front_end: mounted.mount.front_end(),
-            })
-            .collect()
+        let mut mounted: Vec<_> = {
+            let mounted = self.shared.mounted.lock();
+            let layer = |(id, mounted): (&Id, &Mounted)| {
+                (*id, mounted.lazy.clone(), mounted.mount.status(), mounted.mount.front_end())
+            };
+            mounted.iter().map(layer).collect()
+        };
+        mounted.sort_by_key(|(id, ..)| *id);
+        let report = |(id, lazy, count, front_end): (Id, _, Box<dyn FnOnce() -> _ + Send>, _)| LayerReport {
+            lazy,
+            mount_point: self.shared.tree.fs(id),
+            status: count(),
+            front_end,
+        };
+        mounted.into_iter().map(report).collect()
     }
 
     /// What became of the layers that were asked for.
@@ -406,6 +407,22 @@ impl Snapshotter {
 // === impl Shared ===
 
 impl Shared {
+    /// Has everything looked for that belongs to no snapshot any more.
+    fn wake_cleaner(&self) {
+        // A full queue means that a pass is about to begin anyway.
+        let _ = self.cleaner.try_send(oneshot::channel().0);
+    }
+
+    /// The same later, when the last user of a mount has gone.
+    fn cleaner_later(self: &Arc<Self>) -> Then {
+        let shared = Arc::downgrade(self);
+        Box::new(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.wake_cleaner();
+            }
+        })
+    }
+
     /// Those of these layers that are mounted lazily, in the same order.
     fn lazy_layers(&self, chain: &[Named]) -> Vec<Arc<Layer>> {
         let mounted = self.mounted.lock();
@@ -437,7 +454,7 @@ impl Shared {
             Ok(found) if found.created < self.began && found.kind == kind && found.parent == parent => {
                 tracing::debug!(key, "a snapshot that was never answered for is made anew");
                 self.store.remove(key)?;
-                let _ = self.cleaner.try_send(oneshot::channel().0);
+                self.wake_cleaner();
             }
             // Whoever creates it says so.
             Ok(_) | Err(_) => {}

@@ -13,17 +13,22 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use crate::failpoint;
-use crate::fuse::{FuseMount, FuseOptions, Unmounted};
+use crate::fuse::{FuseMount, FuseOptions};
 use crate::keeper::{Keeper, KeptMount};
 use crate::kernel::errand::Errands;
 use crate::kernel::{Kernel, KernelMount, Unmounting};
+use crate::mountinfo::MountInfo;
 use crate::resolve::{Resolution, ResolvedLayer, Resolver};
 use crate::snapshot::{
-    Asked, Attempt, Backend, Below, Directories, FrontEnd, Id, KeptLayer, LazyMount, LazyRecord, Look, Sight,
-    Slot,
+    Asked, Attempt, Backend, Below, Directories, FrontEnd, Id, KeptLayer, LazyMount, LazyRecord, Look, Pin,
+    Sight, Slot, Then,
 };
 use crate::telemetry::chain;
 use crate::unpack::Unpacker;
+
+/// Before a complete layer is tried once more to be made independent of FUSE or its loop device; each further pause is twice as long, up to the last.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(300);
 
 /// The real thing.
 #[derive(Debug)]
@@ -58,6 +63,12 @@ struct MountedLayer {
     kernel: Option<Attached>,
     layer: Arc<Layer>,
     source: Attachment,
+}
+
+/// What the users of a mount need that was given up, and what is done when the last of them has gone.
+struct Left {
+    source: Option<Attachment>,
+    then: Option<Then>,
 }
 
 /// The kernel front end of a layer, and the task that has it leave FUSE when the layer is complete, and its loop device after that.
@@ -169,6 +180,10 @@ impl Backend for LazyBackend {
         self.errands.unmount(at).map(drop).map_err(io::Error::other)
     }
 
+    fn pin(&self, lazy: &LazyRecord) -> Pin {
+        Box::new(self.resolver.pin(lazy))
+    }
+
     fn sweep(&self, keep: &[LazyRecord]) {
         self.resolver.sweep(keep);
     }
@@ -182,7 +197,8 @@ async fn restore(
     how: How,
     mounting: Mounting,
 ) -> Result<Box<dyn LazyMount>, String> {
-    let resolved = match resolver.restore(&lazy).await {
+    let restored = resolver.restore(&lazy).await;
+    let resolved = match restored.and_then(|resolved| how.fits(&resolved.layer).map(|()| resolved)) {
         Ok(resolved) => resolved,
         Err(reason) => {
             if let How::Resumed(kept, _) = how {
@@ -210,6 +226,21 @@ enum How {
     Resumed(Box<KeptMount>, Sight),
 }
 
+// === impl How ===
+
+impl How {
+    /// Whether the mount can have this layer file. What the kernel knows by number of one that is gone on with are the files of that very one: if that was lost,
+    /// the same may have been made anew, and if it is another, the mount is better dead.
+    fn fits(&self, layer: &Layer) -> Result<(), String> {
+        match self {
+            How::Resumed(kept, _) if !kept.record.may_have(layer.metadata()) => {
+                Err("the layer file that it was made with is lost, and what is made from the zTOC today is another".into())
+            }
+            How::Anew(..) | How::Resumed(..) => Ok(()),
+        }
+    }
+}
+
 // === impl Mounting ===
 
 impl Mounting {
@@ -228,7 +259,7 @@ impl Mounting {
             let shows_file = options.layer_file;
             let mount = match how {
                 How::Anew(keeper, id) => FuseMount::mount(Arc::clone(&shown), &at, options, |device| {
-                    keeper.hold(id, &record, shows_file, device)
+                    keeper.hold(id, &record, shows_file, shown.metadata(), device)
                 })?,
                 How::Resumed(kept, _) => FuseMount::resume(Arc::clone(&shown), &at, options, *kept)?,
             };
@@ -242,7 +273,8 @@ impl Mounting {
                 // Should it come after all, nobody waits for it any more.
                 tokio::spawn(async move {
                     if let Ok(Ok(mounted)) = mounting.await {
-                        let _ = tokio::task::spawn_blocking(move || Box::new(mounted).unmount()).await;
+                        let unmount = move || Box::new(mounted).unmount(Box::new(|| {}));
+                        let _ = tokio::task::spawn_blocking(unmount).await;
                     }
                 });
                 return Err(MountFailure::Late);
@@ -277,6 +309,39 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Whether a step that a layer takes when it is complete has changed anything. What fails (a process may not start, or be killed) is tried again, as long as the layer is
+/// mounted; `said` hears of the first failure.
+async fn until_done<S, E>(step: impl Fn() -> S, mut pause: Duration, said: impl FnOnce(String)) -> bool
+where
+    S: Future<Output = Result<bool, E>>,
+    E: std::error::Error,
+{
+    let mut said = Some(said);
+    loop {
+        match step().await {
+            Ok(changed) => return changed,
+            Err(error) => {
+                let error = chain(&error);
+                match said.take() {
+                    Some(said) => said(error),
+                    None => tracing::debug!(error, "a complete layer is where it was"),
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(LAST_PAUSE);
+    }
+}
+
+/// Whether what is mounted here comes from a device, as the table of all mounts says: the mount itself is not asked.
+fn has_device(at: &Path) -> bool {
+    let mounts = MountInfo::all().unwrap_or_default();
+    mounts
+        .iter()
+        .rfind(|mount| mount.point == at)
+        .is_some_and(|mount| mount.source.parent() == Some(Path::new("/dev")))
+}
+
 // === impl Attached ===
 
 impl Attached {
@@ -288,28 +353,34 @@ impl Attached {
                 return;
             }
             let at = leaves.mount_point().to_owned();
-            match leaves.leave_fuse().await {
-                Ok(true) => {
-                    tracing::info!("mount-point" = %at.display(), "a complete layer needs FUSE no longer");
-                }
-                Ok(false) => return,
-                Err(error) => {
-                    tracing::warn!("mount-point" = %at.display(), error = chain(&error), "a complete layer stays with FUSE");
-                    return;
-                }
+            let place = at.display();
+            let said = |error| tracing::warn!("mount-point" = %place, error, "a complete layer stays with FUSE for now");
+            if until_done(|| leaves.leave_fuse(), FIRST_PAUSE, said).await {
+                tracing::info!("mount-point" = %place, "a complete layer needs FUSE no longer");
+            }
+            // One that has left FUSE before a restart has still to leave its device; one that was complete before it was mounted never had any.
+            let device = at.clone();
+            if !tokio::task::spawn_blocking(move || has_device(&device)).await.unwrap_or(false) {
+                return;
             }
             tokio::time::sleep(shared_cache).await;
-            match leaves.leave_device().await {
-                Ok(true) => {
-                    tracing::info!("mount-point" = %at.display(), "a complete layer needs its loop device no longer");
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!("mount-point" = %at.display(), error = chain(&error), "a complete layer keeps its loop device");
-                }
+            let said = |error| tracing::warn!("mount-point" = %place, error, "a complete layer keeps its loop device for now");
+            if until_done(|| leaves.leave_device(), FIRST_PAUSE, said).await {
+                tracing::info!("mount-point" = %place, "a complete layer needs its loop device no longer");
             }
         });
         Attached { mount, leaving: leaving.abort_handle() }
+    }
+}
+
+// === impl Left ===
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.source = None;
+        if let Some(then) = self.then.take() {
+            then();
+        }
     }
 }
 
@@ -318,10 +389,9 @@ impl Attached {
 struct LayerDirectories(Arc<Layer>);
 
 impl LazyMount for MountedLayer {
-    fn unmount(self: Box<Self>) -> Result<(), String> {
+    fn unmount(self: Box<Self>, then: Then) -> Result<(), String> {
         let MountedLayer { mount, kernel, source, .. } = *self;
-        // Transfers end with the source. Whoever still has a file open goes on reading it: then the source stays as long as the process.
-        let mut source = Some(source);
+        source.for_reads_only();
         let unmounted = match kernel {
             Some(Attached { mount, leaving }) => {
                 leaving.abort();
@@ -330,27 +400,22 @@ impl LazyMount for MountedLayer {
             None => Ok(Unmounting::Done),
         };
         failpoint::pass("clean.erofs-unmounted");
-        let unmounted = unmounted.and_then(|unmounting| {
-            if unmounting == Unmounting::Waits {
-                source = None;
-            }
-            mount.unmount().map_err(|error| chain(&error))
-        });
-        if unmounted != Ok(Unmounted::Gone) {
-            std::mem::forget(source);
-        }
-        unmounted.map(|_| ())
+        // What the kernel waits for, and nobody else, ends without it. Else whoever still has a file open goes on reading it.
+        let source = (unmounted != Ok(Unmounting::Waits)).then_some(source);
+        mount.keep(Left { source, then: Some(then) });
+        let below = mount.unmount().map_err(|error| chain(&error));
+        unmounted.and(below.map(|_| ()))
     }
 
-    fn leave(self: Box<Self>) {
+    fn leave(self: Box<Self>, then: Then) {
         let MountedLayer { mount, source, .. } = *self;
-        // As above.
-        std::mem::forget(source);
-        drop(mount);
+        source.for_reads_only();
+        mount.keep(Left { source: Some(source), then: Some(then) });
     }
 
-    fn status(&self) -> LayerStatus {
-        self.layer.status()
+    fn status(&self) -> Box<dyn FnOnce() -> LayerStatus + Send> {
+        let layer = Arc::clone(&self.layer);
+        Box::new(move || layer.status())
     }
 
     fn lower(&self) -> Option<&Path> {
@@ -376,5 +441,30 @@ impl Directories for LayerDirectories {
         let directory = path.iter().try_fold(Nid::ROOT, |parent, name| image.lookup(parent, name).ok()?)?;
         let inode = image.inode(directory).ok().filter(|inode| inode.kind == Kind::Directory)?;
         Some(Look { uid: inode.uid, gid: inode.gid, mode: inode.permissions.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A process that could not be started is no verdict.
+    #[tokio::test]
+    async fn what_a_complete_layer_could_not_do_is_tried_again() {
+        let (tries, said) = (AtomicUsize::new(0), Mutex::new(0));
+        let step = || {
+            std::future::ready(match tries.fetch_add(1, Ordering::SeqCst) {
+                ..4 => Err(io::Error::from_raw_os_error(11)),
+                _ => Ok(true),
+            })
+        };
+        let pause = Duration::from_millis(1);
+        assert!(until_done(step, pause, |_| *said.lock() += 1).await);
+        assert_eq!((tries.load(Ordering::SeqCst), *said.lock()), (5, 1));
+        let nothing = || std::future::ready(Ok::<_, io::Error>(false));
+        assert!(!until_done(nothing, pause, |_| *said.lock() += 1).await);
+        assert_eq!(*said.lock(), 1);
     }
 }

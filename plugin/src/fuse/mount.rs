@@ -1,5 +1,6 @@
 //! Mounting and unmounting.
 
+use std::any::Any;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -208,6 +209,12 @@ impl FuseMount {
     /// The system's.
     pub fn layer_file_id(at: &Path) -> io::Result<((u32, u32), u64)> {
         Ok((device_number(at)?, LAYER_FILE.0))
+    }
+
+    /// Hands over what the mount's users need as long as there is one of them: it is dropped when the last has gone, which may be long after this
+    /// mount was unmounted or dropped. What was handed over before is dropped.
+    pub fn keep(&self, rest: impl Any + Send) {
+        self.session.keep(rest);
     }
 
     /// Unmounts it and waits, for seconds at most, until its threads have ended.

@@ -1,5 +1,6 @@
 //! The threads that answer the kernel.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use fuser::{Config, SessionACL};
+use parking_lot::Mutex;
 
 use super::adapter::LayerFs;
 use super::{handshake, unanswered};
@@ -21,7 +23,11 @@ const STACK: usize = 128 << 10;
 pub(super) struct Session {
     thread: JoinHandle<io::Result<()>>,
     ended: Receiver<()>,
+    rest: Rest,
 }
+
+/// What is dropped when the session has ended and nobody here has it any more.
+type Rest = Arc<Mutex<Option<Box<dyn Any + Send>>>>;
 
 impl Session {
     /// Shakes hands with the kernel, then answers on `threads` threads until it hangs up.
@@ -70,15 +76,22 @@ impl Session {
 
     fn run(session: fuser::Session<LayerFs>, name: String, hold: Arc<Hold>) -> io::Result<Session> {
         let (sender, ended) = mpsc::channel();
+        let rest = Rest::default();
+        let to_the_end = Arc::clone(&rest);
         let run = move || {
             // Dropped at the end, also by a panic.
-            let _sender = sender;
+            let (_sender, _rest) = (sender, to_the_end);
             let result = session.run();
             hold.release();
             result
         };
         let thread = thread::Builder::new().name(name).stack_size(STACK).spawn(run)?;
-        Ok(Session { thread, ended })
+        Ok(Session { thread, ended, rest })
+    }
+
+    /// Has something live until the session has ended.
+    pub(super) fn keep(&self, rest: impl Any + Send) {
+        *self.rest.lock() = Some(Box::new(rest));
     }
 
     /// Waits for the end; gives the session back if it goes on.

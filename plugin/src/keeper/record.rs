@@ -3,7 +3,7 @@
 //!
 //! | line | when |
 //! |---|---|
-//! | `{"mount":{"format":1,"snapshot":7,"lazy":{…},"layer_file":true}}` | before mount(2) |
+//! | `{"mount":{"format":1,"snapshot":7,"lazy":{…},"layer_file":true,"metadata":"…"}}` | before mount(2) |
 //! | `{"ready":{"flags":…,"major":7,"minor":45}}` | after the hand-shake |
 //! | `{"asked":"0000000000002000"}` | where the kernel cannot send requests again; the digits are written over when they rise |
 //!
@@ -45,17 +45,28 @@ pub struct MountRecord {
     pub lazy: LazyRecord,
     /// Whether it shows the layer file by name.
     pub layer_file: bool,
+    /// [`Layer::metadata`](lazy_layer::Layer::metadata) of that file, which may be made anew, and by another version. None where the version that made the mount did
+    /// not note it.
+    pub metadata: Option<String>,
     /// None while it is being made.
     pub agreed: Option<Agreed>,
     /// No request that the daemon was given has a higher number, but for the few that it was given last. None where the kernel sends requests again.
     pub asked: Option<u64>,
 }
 
+impl MountRecord {
+    /// Whether a layer file with this metadata can be the one that the mount was made with.
+    #[must_use]
+    pub fn may_have(&self, metadata: &str) -> bool {
+        self.metadata.as_deref().is_none_or(|made_with| made_with == metadata)
+    }
+}
+
 /// What a memory file turned out to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     /// A record.
-    Record(MountRecord),
+    Record(Box<MountRecord>),
     /// A record that only a later version of this program understands.
     Later(u32),
     /// No record.
@@ -81,6 +92,8 @@ enum Line {
         snapshot: Id,
         lazy: LazyRecord,
         layer_file: bool,
+        #[serde(default)]
+        metadata: Option<String>,
     },
     Ready(Agreed),
     /// In hexadecimal digits, always as many.
@@ -99,9 +112,15 @@ pub(super) struct RecordFile {
 
 impl RecordFile {
     /// One for a mount that is being made.
-    pub(super) fn begin(snapshot: Id, lazy: &LazyRecord, layer_file: bool) -> io::Result<RecordFile> {
+    pub(super) fn begin(
+        snapshot: Id,
+        lazy: &LazyRecord,
+        layer_file: bool,
+        metadata: &str,
+    ) -> io::Result<RecordFile> {
         let file = RecordFile::from(memory("soci-mount")?);
-        file.append(&Line::Mount { format: FORMAT, snapshot, lazy: lazy.clone(), layer_file })?;
+        let (lazy, metadata) = (lazy.clone(), Some(metadata.to_owned()));
+        file.append(&Line::Mount { format: FORMAT, snapshot, lazy, layer_file, metadata })?;
         Ok(file)
     }
 
@@ -145,8 +164,9 @@ impl RecordFile {
                 Ok(_) | Err(_) => {}
             }
             match serde_json::from_slice(line) {
-                Ok(Line::Mount { snapshot, lazy, layer_file, .. }) => {
-                    record = Some(MountRecord { snapshot, lazy, layer_file, agreed: None, asked: None });
+                Ok(Line::Mount { snapshot, lazy, layer_file, metadata, .. }) => {
+                    let (agreed, asked) = (None, None);
+                    record = Some(MountRecord { snapshot, lazy, layer_file, metadata, agreed, asked });
                 }
                 Ok(Line::Ready(agreed)) => {
                     if let Some(record) = &mut record {
@@ -161,7 +181,7 @@ impl RecordFile {
                 Err(_) => {}
             }
         }
-        Ok(record.map_or(Content::Nothing, Content::Record))
+        Ok(record.map_or(Content::Nothing, |record| Content::Record(Box::new(record))))
     }
 
     pub(super) fn descriptor(&self) -> &File {
@@ -212,19 +232,44 @@ mod tests {
 
     #[test]
     fn a_mount_is_being_made_until_it_is_ready() {
-        let file = RecordFile::begin(Id(7), &lazy(), true).unwrap();
-        let expected =
-            MountRecord { snapshot: Id(7), lazy: lazy(), layer_file: true, agreed: None, asked: None };
-        assert_eq!(file.read().unwrap(), Content::Record(expected.clone()));
+        let file = RecordFile::begin(Id(7), &lazy(), true, "0f").unwrap();
+        let expected = MountRecord {
+            snapshot: Id(7),
+            lazy: lazy(),
+            layer_file: true,
+            metadata: Some("0f".to_owned()),
+            agreed: None,
+            asked: None,
+        };
+        assert_eq!(file.read().unwrap(), Content::Record(Box::new(expected.clone())));
         let agreed = Agreed { flags: 1 << 63 | 5, major: 7, minor: 45 };
         file.ready(agreed).unwrap();
+        assert!(expected.may_have("0f") && !expected.may_have("0e"));
         let ready = MountRecord { agreed: Some(agreed), ..expected };
-        assert_eq!(file.read().unwrap(), Content::Record(ready));
+        assert_eq!(file.read().unwrap(), Content::Record(Box::new(ready)));
+    }
+
+    /// As a version wrote it that did not note the metadata.
+    #[test]
+    fn an_earlier_record_is_understood() {
+        let text = format!(
+            r#"{{"mount":{{"format":1,"snapshot":7,"lazy":{},"layer_file":true}}}}"#,
+            serde_json::to_string(&lazy()).unwrap()
+        );
+        let file = RecordFile::from(memory("test").unwrap());
+        file.file.write_all_at(format!("{text}\n").as_bytes(), 0).unwrap();
+        match file.read().unwrap() {
+            Content::Record(record) => {
+                assert_eq!((record.snapshot, &record.metadata), (Id(7), &None));
+                assert!(record.may_have("0f"));
+            }
+            Content::Later(_) | Content::Nothing => panic!("no record"),
+        }
     }
 
     #[test]
     fn what_was_asked_is_written_over() {
-        let file = RecordFile::begin(Id(7), &lazy(), true).unwrap();
+        let file = RecordFile::begin(Id(7), &lazy(), true, "0f").unwrap();
         file.ready(Agreed { flags: 5, major: 7, minor: 31 }).unwrap();
         let asked = |file: &RecordFile| match file.read().unwrap() {
             Content::Record(record) => record.asked,
@@ -246,7 +291,7 @@ mod tests {
 
     #[test]
     fn half_a_line_does_not_count_and_a_new_one_is_skipped() {
-        let file = RecordFile::begin(Id(7), &lazy(), true).unwrap();
+        let file = RecordFile::begin(Id(7), &lazy(), true, "0f").unwrap();
         let before = file.read().unwrap();
         let end = file.file.metadata().unwrap().len();
         file.file.write_all_at(b"{\"ready\":{\"flags\":1,\"major\":7,\"minor\":45}}", end).unwrap();

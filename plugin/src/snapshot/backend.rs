@@ -1,5 +1,6 @@
 //! What the snapshot verbs need from the rest of the daemon, so that they can be tested without a kernel and a registry.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -57,9 +58,18 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// It is still mounted.
     fn unmount_front_end(&self, at: &Path) -> io::Result<()>;
 
-    /// Lets go of everything that is kept for layers other than these. Blocking.
+    /// Keeps what there is of a layer where it is, until the pin is dropped: its mount is about to be gone on with or made anew.
+    fn pin(&self, lazy: &LazyRecord) -> Pin;
+
+    /// Lets go of everything that is kept for layers other than these and those that are pinned. Blocking.
     fn sweep(&self, keep: &[LazyRecord]);
 }
+
+/// What is done when nobody uses a mount any more.
+pub type Then = Box<dyn FnOnce() + Send>;
+
+/// See [`Backend::pin`].
+pub type Pin = Box<dyn Any + Send>;
 
 /// Which of [`Backend::kept`]. A later one was made later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,17 +163,17 @@ pub enum FrontEnd {
 
 /// A layer that is mounted. Dropping it without [`LazyMount::unmount`] leaves the mount to the next start.
 pub trait LazyMount: Debug + Send {
-    /// Unmounts it. Blocking.
+    /// Unmounts it. `then` is called when its last user has gone, at the latest when the process ends. Blocking.
     ///
     /// # Errors
     /// In words, for the log.
-    fn unmount(self: Box<Self>) -> Result<(), String>;
+    fn unmount(self: Box<Self>, then: Then) -> Result<(), String>;
 
-    /// Leaves it to whoever still uses it; it ends with the last one.
-    fn leave(self: Box<Self>);
+    /// Leaves it to whoever still uses it; it ends with the last one, and `then` is called.
+    fn leave(self: Box<Self>, then: Then);
 
-    /// How far it is.
-    fn status(&self) -> LayerStatus;
+    /// How far it is: to be counted when nothing is held.
+    fn status(&self) -> Box<dyn FnOnce() -> LayerStatus + Send>;
 
     /// What containers are to have as lower directory, where that is not what the layer is mounted at.
     fn lower(&self) -> Option<&Path> {

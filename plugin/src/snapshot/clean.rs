@@ -53,7 +53,8 @@ impl Snapshotter {
     pub(super) async fn unmount(&self, id: Id) {
         let Some(mounted) = self.shared.mounted.lock().remove(&id) else { return };
         let path = self.shared.tree.fs(id);
-        let unmounted = tokio::task::spawn_blocking(move || mounted.mount.unmount()).await;
+        let then = self.shared.cleaner_later();
+        let unmounted = tokio::task::spawn_blocking(move || mounted.mount.unmount(then)).await;
         if let Ok(Err(error)) = unmounted {
             tracing::warn!(error, "mount-point" = %path.display(), "failed to unmount layer");
         }

@@ -4,10 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::backend::{KeptLayer, LazyMount, Sight, Slot};
+use super::backend::{KeptLayer, LazyMount, Pin, Sight, Slot};
 use super::record::{Id, Kind, Named, Record};
 use super::{Mounted, Shared, SnapshotError, Snapshotter};
 
@@ -107,6 +106,9 @@ impl Snapshotter {
     /// Where the mount table or the store cannot be read, or the kernel refuses to unmount.
     pub async fn restore(&self) -> Result<Restored, SnapshotError> {
         let kept = self.shared.backend.kept();
+        // Before anybody looks for what can go: of these mounts, some wait for their turn, and some have no row that names their layer.
+        let mut pins: HashMap<Slot, Pin> =
+            kept.iter().map(|kept| (kept.slot, self.shared.backend.pin(&kept.lazy))).collect();
         let (plan, cleared) = self
             .blocking(|shared| {
                 let failed = |operation| {
@@ -125,12 +127,18 @@ impl Snapshotter {
             .await?;
         for slot in plan.unready {
             self.shared.backend.drop_kept(slot);
+            pins.remove(&slot);
         }
         let mut restored = Restored { cleared, missing: plan.layers.len(), ..Restored::default() };
         let mut tasks = JoinSet::new();
         for (Named { key, record }, slot) in plan.layers {
             let this = self.clone();
+            let pins = (
+                slot.and_then(|slot| pins.remove(&slot)),
+                record.lazy.as_ref().map(|lazy| self.shared.backend.pin(lazy)),
+            );
             tasks.spawn(async move {
+                let _pins = pins;
                 let resumed = match slot {
                     Some(slot) => this.resume(slot, &key, &record).await,
                     None => false,
@@ -139,22 +147,26 @@ impl Snapshotter {
             });
         }
         for (slot, id) in plan.orphans {
-            let this = self.clone();
+            let (this, pin) = (self.clone(), pins.remove(&slot));
             tokio::spawn(async move {
                 if let Some(mount) = this.resumed(slot, id, Sight::Seen).await {
                     tracing::debug!(id = id.0, "a mount whose snapshot is gone is unmounted");
-                    let _ = tokio::task::spawn_blocking(move || mount.unmount()).await;
-                    // Its directory was in use until now.
-                    let _ = this.shared.cleaner.try_send(oneshot::channel().0);
+                    let then = this.shared.cleaner_later();
+                    let _ = tokio::task::spawn_blocking(move || mount.unmount(then)).await;
                 }
+                drop(pin);
+                // Its directory was in use until now, and its layer was spared.
+                this.shared.wake_cleaner();
             });
         }
         for (slot, id) in plan.unseen {
-            let this = self.clone();
+            let (this, pin) = (self.clone(), pins.remove(&slot));
             tokio::spawn(async move {
                 if let Some(mount) = this.resumed(slot, id, Sight::Unseen).await {
-                    mount.leave();
+                    mount.leave(this.shared.cleaner_later());
                 }
+                drop(pin);
+                this.shared.wake_cleaner();
             });
         }
         let deadline = tokio::time::Instant::now() + self.shared.options.restore_deadline;
@@ -166,7 +178,7 @@ impl Snapshotter {
             }
         }
         // What a daemon that was killed had removed and not yet cleaned away.
-        let _ = self.shared.cleaner.try_send(oneshot::channel().0);
+        self.shared.wake_cleaner();
         // Dropping the set would stop them.
         tasks.detach_all();
         Ok(restored)

@@ -20,6 +20,12 @@ struct Fake {
     kept: Vec<KeptLayer>,
     /// What became of them.
     fates: Mutex<Vec<(Slot, &'static str)>>,
+    /// Mounts are gone on with when it gives leave.
+    gate: Option<Arc<Semaphore>>,
+    /// Alive as often as something is pinned.
+    pin: Arc<()>,
+    /// Pins at each look for what can go.
+    swept: Mutex<Vec<usize>>,
     /// Snapshots whose containers perhaps run.
     ran: Mutex<Vec<String>>,
     /// Where front ends were unmounted.
@@ -45,15 +51,15 @@ impl FakeMount {
 }
 
 impl LazyMount for FakeMount {
-    fn unmount(self: Box<Self>) -> Result<(), String> {
+    fn unmount(self: Box<Self>, _: Then) -> Result<(), String> {
         self.0.fetch_sub(1, Ordering::SeqCst);
         Ok(())
     }
 
-    fn leave(self: Box<Self>) {}
+    fn leave(self: Box<Self>, _: Then) {}
 
-    fn status(&self) -> lazy_layer::LayerStatus {
-        lazy_layer::LayerStatus {
+    fn status(&self) -> Box<dyn FnOnce() -> lazy_layer::LayerStatus + Send> {
+        Box::new(|| lazy_layer::LayerStatus {
             size: 10,
             present: 4,
             spans: 2,
@@ -61,7 +67,7 @@ impl LazyMount for FakeMount {
             fetched_on_demand: 3,
             reads_that_waited: 1,
             ..lazy_layer::LayerStatus::default()
-        }
+        })
     }
 }
 
@@ -127,15 +133,27 @@ impl Backend for Fake {
         _: PathBuf,
     ) -> BoxFuture<'static, Result<Box<dyn LazyMount>, String>> {
         self.fates.lock().push((slot, "resumed"));
-        let mount = FakeMount::boxed(&self.mounted);
-        async { Ok(mount) }.boxed()
+        let (mount, gate) = (FakeMount::boxed(&self.mounted), self.gate.clone());
+        async move {
+            if let Some(gate) = gate {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok(mount)
+        }
+        .boxed()
     }
 
     fn drop_kept(&self, slot: Slot) {
         self.fates.lock().push((slot, "dropped"));
     }
 
-    fn sweep(&self, _: &[LazyRecord]) {}
+    fn pin(&self, _: &LazyRecord) -> Pin {
+        Box::new(Arc::clone(&self.pin))
+    }
+
+    fn sweep(&self, _: &[LazyRecord]) {
+        self.swept.lock().push(Arc::strong_count(&self.pin) - 1);
+    }
 }
 
 fn options() -> Options {
@@ -365,6 +383,35 @@ async fn kept_mounts_without_a_place() {
     assert_eq!(*fake.fates.lock(), [(Slot(0), "dropped"), (Slot(1), "resumed")]);
     assert_eq!(fake.mounted.load(Ordering::SeqCst), 1);
     assert!(snapshotter.layers().is_empty());
+}
+
+/// No row names the layers of these mounts, and they wait for their turn: whoever looks for what can go meanwhile must spare them.
+#[tokio::test]
+async fn what_kept_mounts_are_made_from_stays_until_they_are_gone_on_with() {
+    let root = tempfile::tempdir().unwrap();
+    let lazy = || {
+        let text = || D.to_owned();
+        LazyRecord { image: text(), manifest: text(), layer: text(), ztoc: text(), namespace: text() }
+    };
+    let kept: Vec<_> =
+        (0..5).map(|slot| KeptLayer { slot: Slot(slot), id: Id(7), lazy: lazy(), ready: true }).collect();
+    let gate = Arc::new(Semaphore::new(0));
+    let (snapshotter, fake) =
+        open(root.path(), Fake { kept, gate: Some(Arc::clone(&gate)), ..Fake::default() });
+    snapshotter.restore().await.unwrap();
+    snapshotter.cleanup().await.unwrap();
+    gate.add_permits(4);
+    while fake.mounted.load(Ordering::SeqCst) < 5 || Arc::strong_count(&fake.pin) > 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    snapshotter.cleanup().await.unwrap();
+    assert!(fake.swept.lock().iter().all(|pins| (1..=5).contains(pins)));
+    assert!(fake.swept.lock().contains(&5) && fake.swept.lock().ends_with(&[1]));
+    // With the last one somebody looks once more, by himself.
+    gate.add_permits(1);
+    while !fake.swept.lock().ends_with(&[0]) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

@@ -68,11 +68,18 @@ fn users_go_on_after_a_lazy_unmount() {
     let fixture = Fixture::golden("gnu-gzip6.tgz");
     let mut mounted = fixture.mount();
     let mut file = File::open(mounted.at.join("usr/lib/rand")).unwrap();
-    assert_eq!(mounted.mount.take().unwrap().unmount().unwrap(), Unmounted::InUse);
+    let (held, ended) = std::sync::mpsc::channel::<()>();
+    let mount = mounted.mount.take().unwrap();
+    mount.keep(held);
+    assert_eq!(mount.unmount().unwrap(), Unmounted::InUse);
     assert!(mount_lines(&mounted.at).is_empty());
     let mut data = Vec::new();
     file.read_to_end(&mut data).unwrap();
     assert_eq!(data.len(), 60000);
+    assert_eq!(ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty), "somebody still uses it");
+    drop(file);
+    let gone = ended.recv_timeout(std::time::Duration::from_secs(20));
+    assert_eq!(gone, Err(std::sync::mpsc::RecvTimeoutError::Disconnected), "nobody needs it any more");
 }
 
 #[test]

@@ -434,10 +434,59 @@ fn what_is_out_of_sight_is_served_on() {
     drop(file);
     // The last user has gone, and so has the mount, and what it was made from.
     let layers = stack.daemon.root().join("layers");
-    stack.restart_daemon(Signal::TERM);
-    stack.rpull(&[], &reference).ok();
-    stack.forget();
     eventually("its layer file is removed", Duration::from_secs(20), || {
         fs::read_dir(&layers).unwrap().next().is_none()
     });
+}
+
+/// What nobody asked for is not fetched any more of an image that is gone, though somebody still uses it; with him goes its file.
+#[test]
+fn a_removed_image_that_is_in_use_is_not_completed() {
+    let stack =
+        Stack::with_config("[fuse]\nkernel = \"off\"\n[background_fetch]\nsilence_period_msec = 3000\n");
+    let image = rootfs::small(stack.folder());
+    let (reference, _) = stack.publish(&image, "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let mount = stack.mounts()[0].split(' ').nth(2).unwrap().to_owned();
+    let mut file = File::open(Path::new(&mount).join(BIG.0)).unwrap();
+    file.read_exact(&mut [0; 4096]).unwrap();
+    stack.forget();
+    let blob = &image.layers[0].digest;
+    // What was on its way comes.
+    thread::sleep(Duration::from_millis(500));
+    let before = stack.registry.downloaded_of(blob);
+    thread::sleep(Duration::from_secs(5));
+    assert_eq!(stack.registry.downloaded_of(blob), before, "nobody asked for that");
+    let mut rest = Vec::new();
+    file.read_to_end(&mut rest).unwrap();
+    assert!(rest == rootfs::noise(1, BIG.1)[4096..]);
+    drop(file);
+    let layers = stack.daemon.root().join("layers");
+    eventually("its layer file is removed", Duration::from_secs(20), || {
+        fs::read_dir(&layers).unwrap().next().is_none()
+    });
+}
+
+/// The layer file is lost under a mount: the same is made anew, and whoever reads goes on.
+#[test]
+fn a_lost_layer_file_is_made_anew_under_its_mount() {
+    for front_end in ["off", "auto"] {
+        let mut stack = Stack::with_config(&format!("[fuse]\nkernel = \"{front_end}\"\n"));
+        let (reference, _) = stack.publish(&rootfs::small(stack.folder()), "small:1", 64 * 1024);
+        stack.rpull(&[], &reference).ok();
+        let name = container_name();
+        stack.soci(&["run", "--detach", "--snapshotter", "soci", &reference, &name, "sleep", "300"]).ok();
+        let exec = |stack: &Stack, id: &str| {
+            let command = ["task", "exec", "--exec-id", id, &name, "sha256sum", "/etc/passwd", BIG.0];
+            stack.ctr(&command).ok().out
+        };
+        for entry in fs::read_dir(stack.daemon.root().join("layers")).unwrap() {
+            fs::remove_file(entry.unwrap().path().join("manifest.json")).unwrap();
+        }
+        stack.restart_daemon(Signal::KILL);
+        stack.logged("\"resumed\":1");
+        let said = exec(&stack, "after");
+        assert!(said.contains(&digest(&rootfs::noise(1, BIG.1)).replace("sha256:", "")), "{said}");
+        assert!(stack.daemon.log().contains("a damaged layer is removed"));
+    }
 }

@@ -99,7 +99,7 @@ impl Fill {
             filling.trouble.over();
             return false;
         }
-        if options.fill.disable || layer.is_complete() {
+        if options.fill.disable || !layer.sources().fill() || layer.is_complete() {
             return false;
         }
         if self.layers.len() >= options.fill.max_queue {
@@ -195,7 +195,7 @@ impl Fill {
         let mut put_off = |until: Instant| later = Some(later.map_or(until, |known| known.min(until)));
         let mut at = 0;
         while let Some(filling) = self.layers.get_mut(at) {
-            let Some(layer) = filling.layer.upgrade().filter(|layer| !layer.sources().is_empty()) else {
+            let Some(layer) = filling.layer.upgrade().filter(|layer| layer.sources().fill()) else {
                 self.layers.remove(at);
                 continue;
             };

@@ -69,6 +69,7 @@ pub struct Layer {
     key: LayerKey,
     directory: PathBuf,
     encoding: Encoding,
+    metadata: String,
     tar_start: u64,
     tar_size: u64,
     file_size: u64,
@@ -118,6 +119,7 @@ impl Layer {
             key,
             directory,
             encoding: manifest.encoding,
+            metadata: manifest.metadata,
             tar_start: manifest.tar_start,
             tar_size: manifest.uncompressed_size,
             file_size: manifest.file_size,
@@ -155,6 +157,11 @@ impl Layer {
     /// Names, attributes and places of everything in the layer.
     pub fn image(&self) -> &Image<Mapping> {
         &self.image
+    }
+
+    /// By which the file's metadata, and with it every inode number, can be told from other metadata that was made for the same pair: a checksum.
+    pub fn metadata(&self) -> &str {
+        &self.metadata
     }
 
     /// The layer file itself: EROFS metadata and the tar, with holes where nothing has been fetched.
@@ -489,6 +496,13 @@ impl Layer {
 
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
+    }
+}
+
+impl Attachment {
+    /// Leaves the source to those who still read the layer: because of it, nothing more is fetched that nobody asked for.
+    pub fn for_reads_only(&self) {
+        self.layer.sources.for_reads_only(self.id);
     }
 }
 

@@ -80,6 +80,7 @@ pub use key::{LayerKey, UnsupportedDigest};
 pub use layer::{Attachment, Completeness, Layer, LayerStatus, MAX_READ, Reply};
 pub use mapping::Mapping;
 pub use options::{DropPolicy, FillOptions, StoreOptions};
+pub use shelf::Pin;
 pub use source::{BlobSource, ByteStream, SourceError};
 pub use start::Command;
 pub use store::LayerStore;

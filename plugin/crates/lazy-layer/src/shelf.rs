@@ -20,9 +20,19 @@ pub(crate) struct Shelf {
     layers: PathBuf,
     /// Layers that were opened, each with a lock for those who work on its directory.
     open: Mutex<HashMap<LayerKey, Arc<Place>>>,
+    /// Layers that stay though nobody has them open, each with how often that was asked for.
+    pinned: Mutex<HashMap<LayerKey, usize>>,
     budget: Arc<Budget>,
     /// See [`StoreOptions::release`](crate::StoreOptions::release).
     release: Duration,
+}
+
+/// Keeps one layer on disk, open or not, until it is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it lets the layer go"]
+pub struct Pin {
+    shelf: Arc<Shelf>,
+    key: LayerKey,
 }
 
 /// One layer's place: held while its directory is made, opened or removed.
@@ -33,7 +43,7 @@ pub(crate) struct Place(Mutex<Weak<Layer>>);
 
 impl Shelf {
     pub(crate) fn new(layers: PathBuf, budget: Arc<Budget>, release: Duration) -> Self {
-        Self { layers, open: Mutex::default(), budget, release }
+        Self { layers, open: Mutex::default(), pinned: Mutex::default(), budget, release }
     }
 
     /// The directory that the layers' directories are in.
@@ -43,6 +53,14 @@ impl Shelf {
 
     pub(crate) fn place(&self, key: &LayerKey) -> Arc<Place> {
         Arc::clone(self.open.lock().entry(key.clone()).or_default())
+    }
+
+    pub(crate) fn pin(self: &Arc<Self>, key: LayerKey) -> Pin {
+        let mut pinned = self.pinned.lock();
+        let times = pinned.entry(key.clone()).or_default();
+        *times = times.saturating_add(1);
+        drop(pinned);
+        Pin { shelf: Arc::clone(self), key }
     }
 
     #[cfg(test)]
@@ -62,7 +80,7 @@ impl Shelf {
         places.iter().filter_map(|place| place.0.try_lock()?.upgrade()).collect()
     }
 
-    /// Removes every layer that is neither in `keep` nor held by anybody, and says how many bytes that freed.
+    /// Removes every layer that is neither in `keep` nor pinned nor held by anybody, and says how many bytes that freed.
     pub(crate) fn remove_unused(&self, keep: &HashSet<LayerKey>) -> Result<u64, FileError> {
         let mut freed = 0u64;
         let patience = Instant::now() + self.release;
@@ -72,7 +90,7 @@ impl Shelf {
         Ok(freed)
     }
 
-    /// Makes room: layers that nobody has open go, those first whose last opening is longest ago. What is open stays, whatever it takes.
+    /// Makes room: layers that nobody has open go, those first whose last opening is longest ago. What is open or pinned stays, whatever it takes.
     pub(crate) fn trim(&self) -> Result<u64, FileError> {
         self.budget.measured(disk_use(&self.layers)?);
         let mut closed: Vec<(SystemTime, LayerKey)> = self
@@ -98,13 +116,13 @@ impl Shelf {
         Ok(freed)
     }
 
-    /// Removes a layer that nobody holds, and says how many bytes that freed. None where it stays.
+    /// Removes a layer that is not pinned and that nobody holds, and says how many bytes that freed. None where it stays.
     fn remove(&self, key: &LayerKey, patience: Instant) -> Option<u64> {
         let name = key.directory_name().ok()?;
         let place = self.place(key);
         // Somebody who works on it needs it.
         let current = place.0.try_lock()?;
-        if !released(&current, patience) {
+        if self.pinned.lock().contains_key(key) || !released(&current, patience) {
             return None;
         }
         let bytes = directory::disk_use(&self.layers.join(&name));
@@ -130,6 +148,20 @@ impl Shelf {
             Arc::strong_count(place) == 2 && place.0.try_lock().is_some_and(|layer| layer.strong_count() == 0)
         }) {
             open.remove(key);
+        }
+    }
+}
+
+// === impl Pin ===
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pinned = self.shelf.pinned.lock();
+        if let Some(times) = pinned.get_mut(&self.key) {
+            *times = times.saturating_sub(1);
+            if *times == 0 {
+                pinned.remove(&self.key);
+            }
         }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct AttachedSource {
     pub(crate) source: Arc<dyn BlobSource>,
     /// It has refused, which is believed until then.
     refuses_until: Arc<Mutex<Option<Instant>>>,
+    /// Nobody begins anything on the layer because of it any more: it is there for what is read.
+    reads_only: bool,
 }
 
 /// The sources of one layer, newest first.
@@ -41,13 +43,27 @@ impl Sources {
         self.0.send_modify(|list| {
             id = SourceId(list.next);
             list.next = list.next.wrapping_add(1);
-            list.attached.insert(0, AttachedSource { id, source, refuses_until: Arc::default() });
+            let new = AttachedSource { id, source, refuses_until: Arc::default(), reads_only: false };
+            list.attached.insert(0, new);
         });
         id
     }
 
     pub(crate) fn detach(&self, id: SourceId) {
         self.0.send_modify(|list| list.attached.retain(|attached| attached.id != id));
+    }
+
+    /// From now on it is there for what is read.
+    pub(crate) fn for_reads_only(&self, id: SourceId) {
+        self.0.send_modify(|list| {
+            let known = list.attached.iter_mut().find(|attached| attached.id == id);
+            known.into_iter().for_each(|attached| attached.reads_only = true);
+        });
+    }
+
+    /// Whether anybody wants the layer to be complete some day.
+    pub(crate) fn fill(&self) -> bool {
+        self.0.borrow().attached.iter().any(|attached| !attached.reads_only)
     }
 
     /// The sources as they are now.

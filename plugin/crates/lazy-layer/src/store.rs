@@ -19,7 +19,7 @@ use crate::error::{CreateError, FileError, OpenError, OpenLayerError};
 use crate::key::LayerKey;
 use crate::layer::Layer;
 use crate::options::StoreOptions;
-use crate::shelf::{self, Shelf};
+use crate::shelf::{self, Pin, Shelf};
 use crate::start::Command;
 use crate::toc::Plan;
 
@@ -117,7 +117,12 @@ impl LayerStore {
             .ok_or_else(|| CreateError::ReadBack { key: key.clone() })
     }
 
-    /// Removes every layer that is neither in `keep` nor held by anybody (an [`Arc<Layer>`] alive), and returns how many bytes of disk that
+    /// Keeps a layer on disk, whether or not anybody has it open: somebody is about to open it, who needs this very file.
+    pub fn pin(&self, key: LayerKey) -> Pin {
+        self.shelf.pin(key)
+    }
+
+    /// Removes every layer that is neither in `keep` nor pinned nor held by anybody (an [`Arc<Layer>`] alive), and returns how many bytes of disk that
     /// freed. A layer that cannot be removed is logged and left for the next time. Blocking.
     pub fn remove_unused(&self, keep: &HashSet<LayerKey>) -> Result<u64, FileError> {
         self.shelf.remove_unused(keep)

@@ -1,5 +1,6 @@
 //! Less room on the disk than everybody would like.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -70,4 +71,29 @@ fn layers_that_nobody_has_open_make_room() {
     assert!(bed.directory(&all[3]).exists(), "what is open stays");
     read_all(&layer, &all[3]);
     assert_eq!(layer.status().present, layer.status().size, "now there is room");
+}
+
+/// What somebody is about to open stays, however little room there is, and whether or not anybody names it.
+#[test]
+fn a_pinned_layer_stays() {
+    let all: Vec<Made> = (84..87).map(made).collect();
+    let bed = Bed::new();
+    all.iter().for_each(|made| drop(bed.create(made)));
+    let bed = bed.restart_with(|options| options.max_disk = 1);
+    let pins = [bed.store.pin(all[0].key()), bed.store.pin(all[0].key())];
+    let (layer, _source, attachment) = bed.lazy(&all[1]);
+    read_all(&layer, &all[1]);
+    let start = Instant::now();
+    while bed.directory(&all[2]).exists() {
+        assert!(start.elapsed() < PATIENCE, "nothing was removed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop((layer, attachment));
+    for pin in pins {
+        bed.store.remove_unused(&HashSet::new()).unwrap();
+        assert!(bed.directory(&all[0]).exists(), "it is pinned still");
+        drop(pin);
+    }
+    bed.store.remove_unused(&HashSet::new()).unwrap();
+    assert!(bed.store.keys().unwrap().is_empty());
 }
