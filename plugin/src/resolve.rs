@@ -21,6 +21,8 @@ mod flights;
 mod index;
 mod registries;
 mod source;
+mod twins;
+mod ztocs;
 
 pub use content::ArtifactError;
 pub use registries::{GreetOptions, Reach, Registries};
@@ -31,6 +33,7 @@ use content::{Origin, What, fetch};
 use flights::Flights;
 use index::{FoundIndex, ImageKey, IndexOutcome};
 use source::RegistryBlob;
+use ztocs::Ztocs;
 
 /// How to look.
 #[derive(Clone, Copy, Debug)]
@@ -64,10 +67,10 @@ pub struct Options {
     /// Referrers that are looked at, newest first, before the image counts as one without an index. Each costs a round trip of the time that
     /// [`Self::resolve_deadline`] allows for all.
     pub referrers: usize,
-    /// Times that a layer's diff ID is looked for.
-    pub diff_id_attempts: usize,
     /// Largest zTOC, bytes.
     pub max_ztoc_bytes: u64,
+    /// Bytes of all zTOCs in memory, at least one of the largest.
+    pub ztocs_bytes: u64,
     /// Layers of an image that are located, and files made, at the same time before their Prepare comes; at 0 no files are made.
     pub layers_ahead: usize,
     /// Containers whose command lines are looked up at the same time; another one starts without.
@@ -84,6 +87,7 @@ pub struct Resolver {
     layers: Arc<LayerStore>,
     images: Flights<ImageKey, IndexOutcome>,
     making: Flights<LayerQuestion, Made>,
+    ztocs: Ztocs,
     /// One permit for each layer file that is made before its Prepare comes.
     ahead: Semaphore,
     /// One permit for each container whose command line is looked up.
@@ -143,6 +147,7 @@ impl Resolver {
             layers,
             images: Flights::new(options.images),
             making: Flights::new(options.layers),
+            ztocs: Ztocs::new(options.ztocs_bytes, options.layers),
             ahead: Semaphore::new(options.layers_ahead),
             commands: Arc::new(Semaphore::new(options.commands)),
         })
@@ -203,19 +208,21 @@ impl Resolver {
         }
         let layer = LayerKey { layer: request.layer.clone(), ztoc: ztoc.digest().clone() };
         let held = found.coming.take(&request.layer);
-        self.begin(namespace, reference.repository(), &found, &request.rest, below);
+        let record = LazyRecord {
+            image: request.image.clone(),
+            manifest: request.manifest.to_string(),
+            layer: layer.layer.to_string(),
+            ztoc: layer.ztoc.to_string(),
+            namespace: namespace.unwrap_or_default().to_owned(),
+            own_ztoc: None,
+        };
+        self.begin(reference.repository(), &found, &record, &request.rest, below);
         let began = Instant::now();
-        let layer = self.layer(namespace, reference.repository(), layer, Some(Arc::clone(&found))).await;
+        let layer = self.layer_or_twin(reference.repository(), layer, &record, &found).await;
         let took = began.elapsed();
         match layer {
             Ok(layer) => {
-                let record = LazyRecord {
-                    image: request.image.clone(),
-                    manifest: request.manifest.to_string(),
-                    layer: request.layer.to_string(),
-                    ztoc: layer.key().ztoc.to_string(),
-                    namespace: namespace.unwrap_or_default().to_owned(),
-                };
+                let record = record.with_file(layer.key());
                 match self.agrees(&layer, &record).await {
                     Some(false) => {
                         Resolution::Unusable(failed("the index describes another layer than the image's"))
@@ -248,7 +255,17 @@ impl Resolver {
         let key = LayerKey { layer: digest(&record.layer)?, ztoc: digest(&record.ztoc)? };
         let namespace = Some(record.namespace.as_str()).filter(|namespace| !namespace.is_empty());
         let began = Instant::now();
-        let layer = self.layer(namespace, reference.repository(), key, None).await?;
+        let layer = match &record.own_ztoc {
+            None => self.layer(namespace, reference.repository(), key, None).await?,
+            Some(own) => match self.open(&key).await {
+                Ok(Some(layer)) => layer,
+                // Whoever had the zTOC of that file may be gone, too.
+                Ok(None) | Err(_) => {
+                    let own = LayerKey { ztoc: digest(own)?, ..key };
+                    self.layer(namespace, reference.repository(), own, None).await?
+                }
+            },
+        };
         let took = began.elapsed();
         // Whether it is what the image says is found out later.
         self.expect_later(&layer, record);
@@ -256,14 +273,14 @@ impl Resolver {
         Ok(ResolvedLayer { layer, source, record: record.clone(), took })
     }
 
-    /// Keeps a layer's file where it is until the pin is dropped. None where the record names none.
-    pub fn pin(&self, record: &LazyRecord) -> Option<Pin> {
-        key_of(record).map(|key| self.layers.pin(key))
+    /// Keeps a layer's file where it is until the pins are dropped.
+    pub fn pin(&self, record: &LazyRecord) -> Vec<Pin> {
+        keys_of(record).map(|key| self.layers.pin(key)).collect()
     }
 
     /// Removes layer files that are neither in `keep` nor pinned nor in use. Blocking.
     pub fn sweep(&self, keep: &[LazyRecord]) {
-        match self.layers.remove_unused(&keep.iter().filter_map(key_of).collect()) {
+        match self.layers.remove_unused(&keep.iter().flat_map(keys_of).collect()) {
             Ok(0) => {}
             Ok(bytes) => tracing::debug!(bytes, "layer files removed"),
             Err(error) => {
@@ -372,6 +389,14 @@ impl Resolver {
         }
     }
 
+    /// The layer, if its file is on disk.
+    async fn open(&self, key: &LayerKey) -> Result<Option<Arc<Layer>>, String> {
+        let (layers, key) = (Arc::clone(&self.layers), key.clone());
+        let open = tokio::task::spawn_blocking(move || layers.open_layer(&key)).await;
+        open.map_err(|_| "the daemon is stopping".to_owned())?
+            .map_err(|error| crate::telemetry::chain(&error))
+    }
+
     async fn make(
         self: Arc<Self>,
         namespace: Option<String>,
@@ -379,26 +404,17 @@ impl Resolver {
         key: LayerKey,
         found: Option<Arc<FoundIndex>>,
     ) -> Result<Arc<Layer>, String> {
-        let open = {
-            let (layers, key) = (Arc::clone(&self.layers), key.clone());
-            tokio::task::spawn_blocking(move || layers.open_layer(&key)).await
-        };
-        match open.map_err(|_| "the daemon is stopping".to_owned())? {
-            Ok(Some(layer)) => return Ok(layer),
-            Ok(None) => {}
-            Err(error) => return Err(crate::telemetry::chain(&error)),
+        if let Some(layer) = self.open(&key).await? {
+            return Ok(layer);
         }
-        let containerd = self.containerd(namespace.as_deref());
-        let limit = self.options.max_ztoc_bytes;
-        let fetched =
-            fetch(containerd.as_ref(), &self.registries, &repository, &key.ztoc, What::Blob, limit).await;
-        let (bytes, origin) =
-            fetched.map_err(|error| format!("ztoc {}: {}", key.ztoc, crate::telemetry::chain(&error)))?;
-        if let (Some(found), Origin::Registry) = (found, origin) {
-            found.fetched(&key.ztoc, bytes.clone());
+        let described = found.as_ref().and_then(|found| found.index.ztoc_for_layer(&key.layer));
+        let size = described.map(oci_spec::image::Descriptor::size);
+        let ztoc = self.ztoc(namespace.as_deref(), &repository, &key.ztoc, size).await?;
+        if let (Some(found), Origin::Registry) = (found, ztoc.origin) {
+            found.fetched(&key.ztoc, || self.ztocs.waiting(&ztoc));
         }
         let layers = Arc::clone(&self.layers);
-        let made = tokio::task::spawn_blocking(move || layers.create_layer(&key, &bytes)).await;
+        let made = tokio::task::spawn_blocking(move || layers.create_layer(&key, &ztoc.bytes)).await;
         made.map_err(|_| "the daemon is stopping".to_owned())?
             .map_err(|error| crate::telemetry::chain(&error))
     }
@@ -421,7 +437,8 @@ impl Resolver {
     }
 }
 
-/// The file that a record names.
-fn key_of(record: &LazyRecord) -> Option<LayerKey> {
-    Some(LayerKey { layer: record.layer.parse().ok()?, ztoc: record.ztoc.parse().ok()? })
+/// The files that a record names: the one that is mounted, and the one that may be in its place after a restart.
+fn keys_of(record: &LazyRecord) -> impl Iterator<Item = LayerKey> {
+    let key = |ztoc: &String| Some(LayerKey { layer: record.layer.parse().ok()?, ztoc: ztoc.parse().ok()? });
+    std::iter::once(&record.ztoc).chain(&record.own_ztoc).filter_map(key)
 }

@@ -6,6 +6,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -298,6 +300,25 @@ impl Stack {
         let view = View { stack: self, snapshotter: snapshotter.to_owned(), key, at };
         run("sh", &["-ec", &mount]);
         view
+    }
+
+    /// Has containerd prepare a snapshot with these labels, which none of its command lines can: nothing, or the status that it ends with.
+    pub fn prepare(&self, key: &str, labels: &[(&str, &str)]) -> Result<(), tonic::Code> {
+        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (snapshotter, key) = ("soci".to_owned(), key.to_owned());
+        let mut request = tonic::Request::new(PrepareSnapshotRequest {
+            snapshotter,
+            key,
+            labels,
+            ..PrepareSnapshotRequest::default()
+        });
+        request.metadata_mut().insert("containerd-namespace", self.namespace.parse().unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answer = runtime.block_on(async {
+            let channel = containerd_client::connect(self.containerd.socket()).await.unwrap();
+            SnapshotsClient::new(channel).prepare(request).await
+        });
+        answer.map(|_| ()).map_err(|status| status.code())
     }
 
     /// Ends the daemon and starts it again. containerd finds it a few seconds later; `soci` has the patience for that, `ctr` has not.

@@ -39,5 +39,6 @@ mod e2e {
     mod supervised;
     mod survive;
     mod trees;
+    mod twins;
     mod upgrade;
 }

@@ -443,8 +443,6 @@ tables! {
         greetings "limits.greetings": Int(COUNT) = 16;
         /// Indices of one image that are looked at, newest first, before it counts as one without; each costs a round trip.
         referrers "limits.referrers": Int(1..=1_024) = 4;
-        /// Times that it is looked up what an image says that a layer is: after 2, 12, 72 and 672 seconds, then every ten minutes.
-        diff_id_attempts "limits.diff_id_attempts": Int(1..=1_024) = 4;
         /// Digests that images give for one layer, uncompressed, that are remembered until it is checked; honest images give one.
         diff_ids "limits.diff_ids": Int(COUNT) = 16;
         /// Compressed bytes of a layer's end that are fetched once more, in memory, where that takes more than zeros to check the layer; with more it is not checked as a whole.
@@ -493,5 +491,7 @@ tables! {
         commands "limits.commands": Int(0..=1_024) = 16;
         /// Bytes of the largest zTOC that is read.
         ztoc_bytes "limits.ztoc_bytes": Size = "512mb";
+        /// Bytes of all zTOCs in memory at the same time, at least one of the largest; what is made of one while it is there takes about as much again.
+        ztocs_bytes "limits.ztocs_bytes": Size = "1gb";
     }
 }

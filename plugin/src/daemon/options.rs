@@ -101,8 +101,8 @@ pub(super) fn resolve_options(config: &Config) -> resolve::Options {
         images: count(or(config.general.resolve_result_entry, 256)),
         layers: count(limits.calls),
         referrers: count(limits.referrers),
-        diff_id_attempts: count(limits.diff_id_attempts),
         max_ztoc_bytes: config.max_ztoc_bytes(),
+        ztocs_bytes: bytes(&limits.ztocs_bytes).max(config.max_ztoc_bytes()),
         layers_ahead: count(limits.layers_ahead),
         commands: count(limits.commands),
     }

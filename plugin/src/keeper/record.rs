@@ -227,6 +227,7 @@ mod tests {
             layer: text("sha256:l"),
             ztoc: text("sha256:z"),
             namespace: text("default"),
+            own_ztoc: None,
         }
     }
 

@@ -10,6 +10,7 @@ use oci_spec::image::Digest;
 
 use super::Resolver;
 use super::index::FoundIndex;
+use crate::snapshot::LazyRecord;
 use crate::telemetry::chain;
 
 /// Layers of an image that are looked at: a label cannot list more, nor can overlayfs stack many more.
@@ -20,12 +21,12 @@ const CONNECTIONS: usize = 2;
 // === impl Resolver ===
 
 impl Resolver {
-    /// Starts what can be done for these layers of an image, on top of those lazy ones `below`, once for each answer about its index.
+    /// Starts what can be done for these layers of an image (which the record of one of them names), on top of those lazy ones `below`, once for each answer about its index.
     pub(super) fn begin(
         self: &Arc<Self>,
-        namespace: Option<&str>,
         repository: &Repository,
         found: &Arc<FoundIndex>,
+        image: &LazyRecord,
         layers: &[Digest],
         below: &[Arc<Layer>],
     ) {
@@ -43,28 +44,26 @@ impl Resolver {
         if self.options.layers_ahead == 0 {
             return;
         }
-        let namespace = namespace.map(str::to_owned);
-        tokio::spawn(Arc::clone(self).make_all(namespace, repository.clone(), Arc::clone(found), keys));
+        tokio::spawn(Arc::clone(self).make_all(repository.clone(), Arc::clone(found), image.clone(), keys));
     }
 
     /// Makes layer files, and holds those whose Prepare is still to come for as long as one may take.
     async fn make_all(
         self: Arc<Self>,
-        namespace: Option<String>,
         repository: Repository,
         found: Arc<FoundIndex>,
+        image: LazyRecord,
         keys: Vec<LayerKey>,
     ) {
         let making = keys.into_iter().map(|key| {
-            let (this, found) = (&self, &found);
-            let (namespace, repository) = (namespace.as_deref(), &repository);
+            let (this, found, image, repository) = (&self, &found, &image, &repository);
             async move {
                 let Ok(_turn) = this.ahead.acquire().await else { return };
                 if found.coming.is_taken(&key.layer) {
                     return;
                 }
                 // Why it could not be made, its own Prepare says.
-                if let Ok(layer) = this.layer(namespace, repository, key, Some(Arc::clone(found))).await {
+                if let Ok(layer) = this.layer_or_twin(repository, key, image, found).await {
                     let source = this.attach(&layer, repository);
                     found.coming.hold(layer, source);
                     this.start_when_whole(found);

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use lazy_layer::Layer;
 use oci_registry::Reference;
 use oci_spec::image::Digest;
@@ -16,6 +17,14 @@ use crate::telemetry::chain;
 /// first, and it is needed only when all of the layer is here.
 const PAUSES: [u64; 3] = [2, 10, 60];
 const LAST_PAUSE: u64 = 600;
+
+/// Where an image's configuration is looked for.
+#[derive(Clone, Copy, Debug)]
+enum Places {
+    Containerd,
+    /// There, then in the registry.
+    All,
+}
 
 /// The part of an image manifest that matters.
 #[derive(Deserialize)]
@@ -42,15 +51,20 @@ struct RootFs {
 
 impl Resolver {
     /// Tells a layer what it should be, some time after it was mounted.
+    ///
+    /// It is looked for as long as the layer is open and nobody has said what it is: until then it stays with FUSE and the daemon.
     pub(super) fn expect_later(self: &Arc<Self>, layer: &Arc<Layer>, record: &LazyRecord) {
-        let attempts = self.options.diff_id_attempts;
         let (this, layer, record) = (Arc::downgrade(self), Arc::downgrade(layer), record.clone());
         tokio::spawn(async move {
             let pauses = PAUSES.into_iter().chain(std::iter::repeat(LAST_PAUSE));
-            for seconds in pauses.take(attempts) {
+            for (attempt, seconds) in pauses.enumerate() {
                 tokio::time::sleep(Duration::from_secs(seconds)).await;
                 let Some(this) = Weak::upgrade(&this) else { return };
-                let found = this.diff_id(&record).await;
+                match layer.upgrade() {
+                    Some(layer) if attempt <= PAUSES.len() || !layer.is_expected() => {}
+                    Some(_) | None => return,
+                }
+                let found = this.diff_id(&record, Places::All).await;
                 drop(this);
                 let Some(layer) = layer.upgrade() else { return };
                 match found {
@@ -68,13 +82,13 @@ impl Resolver {
         });
     }
 
-    /// Whether a layer that is all here and was looked at is what the image says, as far as that can be found out now; `None` if not.
+    /// Whether a layer that is all here and was looked at is what the image says, as far as containerd can tell now; `None` if not. A Prepare waits for this, which is to need no
+    /// network.
     pub(super) async fn agrees(&self, layer: &Arc<Layer>, record: &LazyRecord) -> Option<bool> {
         if !layer.is_checked() {
             return None;
         }
-        let limit = self.options.containerd_deadline;
-        let diff_id = tokio::time::timeout(limit, self.diff_id(record)).await.ok()?.ok()?;
+        let diff_id = self.diff_id_here(record).await?;
         let agrees = layer.expect(&diff_id);
         if agrees == Some(false) && layer.is_complete() {
             refused(record, &diff_id);
@@ -82,17 +96,38 @@ impl Resolver {
         agrees
     }
 
-    async fn diff_id(&self, record: &LazyRecord) -> Result<Digest, String> {
+    /// What the image says that its layer is, if containerd can tell now.
+    pub(super) async fn diff_id_here(&self, record: &LazyRecord) -> Option<Digest> {
+        let limit = self.options.containerd_deadline;
+        tokio::time::timeout(limit, self.diff_id(record, Places::Containerd)).await.ok()?.ok()
+    }
+
+    async fn diff_id(&self, record: &LazyRecord, places: Places) -> Result<Digest, String> {
         let reference = Reference::parse(&record.image).map_err(|error| chain(&error))?;
         let digest = |text: &str| text.parse::<Digest>().map_err(|error| format!("{text:?}: {error}"));
         let (manifest, layer) = (digest(&record.manifest)?, digest(&record.layer)?);
         let namespace = Some(record.namespace.as_str()).filter(|namespace| !namespace.is_empty());
         let repository = reference.repository();
-        let bytes = self.manifest(namespace, repository, &manifest).await.map_err(|error| chain(&error))?;
+        let bytes = match places {
+            Places::Containerd => self.local(namespace, &manifest).await?,
+            Places::All => {
+                self.manifest(namespace, repository, &manifest).await.map_err(|error| chain(&error))?
+            }
+        };
         let manifest: Manifest = parse(&bytes)?;
-        let bytes =
-            self.blob(namespace, repository, &manifest.config.digest).await.map_err(|error| chain(&error))?;
+        let config = &manifest.config.digest;
+        let bytes = match places {
+            Places::Containerd => self.local(namespace, config).await?,
+            Places::All => self.blob(namespace, repository, config).await.map_err(|error| chain(&error))?,
+        };
         of_layer(&manifest, &parse(&bytes)?, &layer)
+    }
+
+    /// What containerd has.
+    async fn local(&self, namespace: Option<&str>, digest: &Digest) -> Result<Bytes, String> {
+        let containerd = self.containerd(namespace).ok_or("containerd is not asked")?;
+        let limit = oci_registry::MAX_MANIFEST_SIZE;
+        containerd.content().read_all(digest, limit).await.map_err(|error| chain(&error))
     }
 }
 

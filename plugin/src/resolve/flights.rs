@@ -88,14 +88,17 @@ where
         let started = flight.started;
         tokio::spawn(async move {
             let value = future.await;
-            let ttl = ttl(&value);
-            let _ = sender.send(Some(Answer { value, believed_until: Instant::now() + ttl }));
-            if ttl.is_zero() {
-                // Not even kept until the next question: the value may hold something.
-                let mut flights = map.lock();
-                if flights.get(&key).is_some_and(|flight| flight.started == started) {
-                    flights.remove(&key);
-                }
+            let believed_until = Instant::now() + ttl(&value);
+            let _ = sender.send(Some(Answer { value, believed_until }));
+            tokio::select! {
+                () = tokio::time::sleep_until(believed_until) => {}
+                // Forgotten before that.
+                () = sender.closed() => {}
+            }
+            // Not kept until the next question: the value may hold something.
+            let mut flights = map.lock();
+            if flights.get(&key).is_some_and(|flight| flight.started == started) {
+                flights.remove(&key);
             }
         });
         flight
@@ -142,6 +145,7 @@ mod tests {
         let (a, b) = tokio::join!(ask(), ask());
         assert_eq!((a, b, ask().await), (Some(0), Some(0), Some(0)));
         tokio::time::sleep(2 * BEAT).await;
+        assert!(flights.flights.lock().is_empty(), "an old answer is not kept for the next question");
         assert_eq!(ask().await, Some(1));
     }
 

@@ -15,6 +15,7 @@ use soci_store::Containerd;
 use super::Resolver;
 use super::coming::Coming;
 use super::content::{ArtifactError, Origin, What, fetch};
+use super::ztocs::Waiting;
 
 /// Largest manifest or index that is read, bytes.
 const MAX_MANIFEST: u64 = soci_index::MAX_INDEX_SIZE as u64;
@@ -47,11 +48,14 @@ pub(super) struct FoundIndex {
     pub(super) index: SociIndex,
     bytes: Bytes,
     origin: Origin,
-    /// zTOCs that came from the registry, until containerd has them.
-    fetched: Mutex<HashMap<Digest, Bytes>>,
+    /// zTOCs that came from the registry, until containerd has them. None where nobody is going to give it any, or no longer.
+    fetched: Mutex<Option<HashMap<Digest, Waiting>>>,
     /// The image's layers, until they are mounted.
     pub(super) coming: Coming,
 }
+
+/// An index that containerd is going to have: what is remembered for that is forgotten with this, however it ends.
+struct Keeping(Arc<FoundIndex>);
 
 /// As much of an image manifest as is looked at.
 #[derive(Debug, Default, Deserialize)]
@@ -74,9 +78,28 @@ impl FoundIndex {
         })
     }
 
-    /// Lets containerd have a zTOC later.
-    pub(super) fn fetched(&self, ztoc: &Digest, bytes: Bytes) {
-        self.fetched.lock().insert(ztoc.clone(), bytes);
+    /// Lets containerd have a zTOC later, where it is going to have any.
+    pub(super) fn fetched(&self, digest: &Digest, ztoc: impl FnOnce() -> Option<Waiting>) {
+        if let Some(fetched) = &mut *self.fetched.lock()
+            && let Some(ztoc) = ztoc()
+        {
+            fetched.insert(digest.clone(), ztoc);
+        }
+    }
+}
+
+// === impl Keeping ===
+
+impl Keeping {
+    fn begin(found: &Arc<FoundIndex>) -> Keeping {
+        *found.fetched.lock() = Some(HashMap::new());
+        Keeping(Arc::clone(found))
+    }
+}
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        *self.0.fetched.lock() = None;
     }
 }
 
@@ -88,8 +111,9 @@ impl Resolver {
         let outcome = self.look(&key).await;
         if let IndexOutcome::Found(found) = &outcome
             && found.origin == Origin::Registry
+            && let Some(containerd) = self.containerd(key.namespace.as_deref())
         {
-            tokio::spawn(Arc::clone(&self).keep(key, Arc::clone(found)));
+            tokio::spawn(Arc::clone(&self).keep(containerd, key, Keeping::begin(found)));
         }
         outcome
     }
@@ -227,19 +251,20 @@ impl Resolver {
     }
 
     /// Puts what the daemon fetched into containerd's store, where the image's manifest holds it: then it travels with the image, and the
-    /// next daemon need not ask the registry. Nobody waits for this.
-    async fn keep(self: Arc<Self>, key: ImageKey, found: Arc<FoundIndex>) {
-        let Some(containerd) = self.containerd(key.namespace.as_deref()) else { return };
+    /// next daemon need not ask the registry. Nobody waits for this; it ends when its lease does.
+    async fn keep(self: Arc<Self>, containerd: Containerd, key: ImageKey, keeping: Keeping) {
+        let Keeping(found) = &keeping;
         tokio::time::sleep(self.options.keep_after).await;
-        if let Err(error) = self.keep_in(&containerd, &key, &found).await {
+        let deadline = self.options.store_deadline;
+        let kept = tokio::time::timeout(deadline, self.keep_in(&containerd, &key, found)).await;
+        if let Err(error) = kept.unwrap_or_else(|_| Err(format!("not done within {deadline:?}"))) {
             // For example an image that was pulled without its content being kept. The layers are lazy all the same.
             tracing::debug!(error, digest = %found.digest, "SOCI artifacts stay outside containerd's content store");
         }
-        found.fetched.lock().clear();
     }
 
     async fn keep_in(
-        &self,
+        self: &Arc<Self>,
         containerd: &Containerd,
         key: &ImageKey,
         found: &FoundIndex,
@@ -258,31 +283,20 @@ impl Resolver {
                 else {
                     continue;
                 };
-                let ready = found.fetched.lock().get(ztoc.digest()).cloned();
-                let bytes = match ready {
-                    Some(bytes) => bytes,
+                let ready = found.fetched.lock().as_mut().and_then(|fetched| fetched.remove(ztoc.digest()));
+                let fetched = match ready {
+                    Some(Waiting { ztoc, .. }) => ztoc,
+                    // One that a layer is being made of is on its way already.
                     None => {
-                        let (what, limit) = (What::Blob, self.options.max_ztoc_bytes);
-                        let fetched = fetch(
-                            Some(containerd),
-                            &self.registries,
-                            &key.repository,
-                            ztoc.digest(),
-                            what,
-                            limit,
-                        )
-                        .await;
-                        match fetched {
-                            Ok((bytes, _)) => bytes,
-                            Err(error) => return Err(crate::telemetry::chain(&error)),
-                        }
+                        let (namespace, size) = (key.namespace.as_deref(), Some(ztoc.size()));
+                        self.ztoc(namespace, &key.repository, ztoc.digest(), size).await?
                     }
                 };
                 let span_size =
                     annotation(soci_index::ANNOTATION_SPAN_SIZE).and_then(|text| text.parse().ok());
                 containerd
                     .artifacts()
-                    .store_ztoc(Some(&lease), bytes, &layer, span_size)
+                    .store_ztoc(Some(&lease), fetched.bytes.clone(), &layer, span_size)
                     .await
                     .map_err(text)?;
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use lazy_layer::LayerKey;
 use serde::{Deserialize, Serialize};
 
 /// Labels, sorted.
@@ -48,10 +49,13 @@ pub struct LazyRecord {
     pub manifest: String,
     /// Digest of the compressed layer.
     pub layer: String,
-    /// Digest of its zTOC.
+    /// Digest of the zTOC that its layer file was made from.
     pub ztoc: String,
     /// containerd namespace that asked for it.
     pub namespace: String,
+    /// Where the layer file is another image's, which was complete: digest of the zTOC in this image's index, from which it can be made should that be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_ztoc: Option<String>,
 }
 
 /// One snapshot. Stored as JSON under its key, so that a newer daemon can add fields and a person can read it.
@@ -87,6 +91,18 @@ pub struct Named {
     pub key: String,
     /// The record.
     pub record: Record,
+}
+
+// === impl LazyRecord ===
+
+impl LazyRecord {
+    /// The same for a layer that is mounted from this file.
+    #[must_use]
+    pub fn with_file(self, file: &LayerKey) -> LazyRecord {
+        let ztoc = file.ztoc.to_string();
+        let own_ztoc = (ztoc != self.ztoc).then(|| self.ztoc.clone());
+        LazyRecord { ztoc, own_ztoc, ..self }
+    }
 }
 
 // === impl Moment ===

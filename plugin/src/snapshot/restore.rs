@@ -293,7 +293,14 @@ mod tests {
 
     fn lazy() -> LazyRecord {
         let text = String::new;
-        LazyRecord { image: text(), manifest: text(), layer: text(), ztoc: text(), namespace: text() }
+        LazyRecord {
+            image: text(),
+            manifest: text(),
+            layer: text(),
+            ztoc: text(),
+            namespace: text(),
+            own_ztoc: None,
+        }
     }
 
     fn kept(slot: usize, id: u64, ready: bool) -> KeptLayer {

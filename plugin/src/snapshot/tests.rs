@@ -92,6 +92,7 @@ impl Backend for Fake {
                     layer: D.into(),
                     ztoc: D.into(),
                     namespace: "n".into(),
+                    own_ztoc: None,
                 },
                 FakeMount::boxed(&self.mounted),
             ),
@@ -368,7 +369,14 @@ async fn kept_mounts_without_a_place() {
     let root = tempfile::tempdir().unwrap();
     let lazy = || {
         let text = || D.to_owned();
-        LazyRecord { image: text(), manifest: text(), layer: text(), ztoc: text(), namespace: text() }
+        LazyRecord {
+            image: text(),
+            manifest: text(),
+            layer: text(),
+            ztoc: text(),
+            namespace: text(),
+            own_ztoc: None,
+        }
     };
     let layer = |slot, ready| KeptLayer { slot: Slot(slot), id: Id(7), lazy: lazy(), ready };
     let kept = vec![layer(0, false), layer(1, true)];
@@ -391,7 +399,14 @@ async fn what_kept_mounts_are_made_from_stays_until_they_are_gone_on_with() {
     let root = tempfile::tempdir().unwrap();
     let lazy = || {
         let text = || D.to_owned();
-        LazyRecord { image: text(), manifest: text(), layer: text(), ztoc: text(), namespace: text() }
+        LazyRecord {
+            image: text(),
+            manifest: text(),
+            layer: text(),
+            ztoc: text(),
+            namespace: text(),
+            own_ztoc: None,
+        }
     };
     let kept: Vec<_> =
         (0..5).map(|slot| KeptLayer { slot: Slot(slot), id: Id(7), lazy: lazy(), ready: true }).collect();

@@ -490,3 +490,40 @@ fn a_lost_layer_file_is_made_anew_under_its_mount() {
         assert!(stack.daemon.log().contains("a damaged layer is removed"));
     }
 }
+
+/// Index and zTOC are in containerd's store: a layer whose file is gone is mounted again without a registry.
+#[test]
+fn a_layer_is_prepared_without_a_registry() {
+    let mut stack = Stack::start();
+    let image = rootfs::small(stack.folder());
+    let (reference, _) = stack.publish(&image, "small:1", 64 * 1024);
+    stack.rpull(&[], &reference).ok();
+    let chain = image.chain_id();
+    stack.ctr(&["snapshot", "--snapshotter", "soci", "rm", &chain]).ok();
+    stack.collect_garbage();
+    let layers = stack.daemon.root().join("layers");
+    eventually("its layer file is removed", Duration::from_secs(20), || {
+        fs::read_dir(&layers).unwrap().next().is_none()
+    });
+    // Nor does the daemon remember anything.
+    stack.registry.stop();
+    stack.restart_daemon(Signal::KILL);
+    let labels = [
+        ("containerd.io/snapshot.ref", chain.as_str()),
+        ("containerd.io/snapshot/cri.image-ref", &reference),
+        ("containerd.io/snapshot/cri.manifest-digest", &image.manifest),
+        ("containerd.io/snapshot/cri.layer-digest", &image.layers[0].digest),
+        ("containerd.io/gc.root", "test"),
+    ];
+    // containerd may still be finding the daemon.
+    eventually("the layer is prepared", Duration::from_secs(30), || {
+        match stack.prepare("extract-test", &labels) {
+            Err(tonic::Code::AlreadyExists) => true,
+            Err(tonic::Code::Unavailable) => false,
+            other => panic!("{other:?}: {}", stack.daemon.log()),
+        }
+    });
+    assert_eq!(stack.mounts().len(), 1);
+    let said = stack.soci(&["image", "status", "--json", &reference]).ok().out;
+    assert!(said.contains(&image.layers[0].digest), "{said}");
+}

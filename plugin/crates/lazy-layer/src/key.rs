@@ -8,6 +8,7 @@ use oci_spec::image::{Digest, DigestAlgorithm};
 ///
 /// A layer file that is not complete belongs to the pair, never to the layer alone: span digests come
 /// from the zTOC, so sharing by layer digest would let a forged index poison another image's layer.
+/// For one that is complete, see [`LayerStore::twins`](crate::LayerStore::twins).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LayerKey {
     /// Digest of the layer blob as the registry has it.

@@ -23,7 +23,7 @@
 //!   A file whose header differs cannot be read, until another zTOC describes it.
 //! * A complete layer is scanned as a whole: its members are those of the zTOC, its SHA-256 is the diff ID that the image gives, or nothing of it is served any more.
 //! * A span is recorded after its data, with a checksum; after an unclean boot it is compared with that before use.
-//! * An incomplete layer file is never shared between different zTOCs.
+//! * An incomplete layer file is never shared between different zTOCs; a complete one only with who knows its diff ID.
 //! * Every number of waiters, fetches, bytes and buffers is bounded by [`StoreOptions`].
 //!
 //! # On disk

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use oci_spec::image::Digest;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::budget::Budget;
+use crate::disk::checked::Checked;
 use crate::disk::{directory, name};
 use crate::error::{FileError, OpenLayerError};
 use crate::key::LayerKey;
@@ -71,6 +73,22 @@ impl Shelf {
     /// The layers on disk, in no particular order.
     pub(crate) fn keys(&self) -> Result<Vec<LayerKey>, FileError> {
         Ok(names(&self.layers)?.iter().filter_map(|name| LayerKey::from_directory_name(name)).collect())
+    }
+
+    /// Other files of the same layer that are as described and what an image says, each with the digest of its tar; none where the layer's own is here.
+    pub(crate) fn twins(&self, key: &LayerKey) -> Result<Vec<(LayerKey, Digest)>, FileError> {
+        let keys = self.keys()?;
+        if keys.contains(key) {
+            return Ok(Vec::new());
+        }
+        let of_layer = keys.into_iter().filter(|other| other.layer == key.layer);
+        let twin = |other: LayerKey| {
+            let found = Checked::read(&self.layers.join(other.directory_name().ok()?))?;
+            let hex: String = found.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            let is_right = found.as_described && found.confirmed;
+            Some((other, format!("sha256:{hex}").parse().ok()?)).filter(|_| is_right)
+        };
+        Ok(of_layer.filter_map(twin).collect())
     }
 
     /// The layers that are open.

@@ -5,6 +5,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Weak};
 
+use oci_spec::image::Digest;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use ztoc::Ztoc;
@@ -137,6 +138,13 @@ impl LayerStore {
     /// A container on these layers, the uppermost first, is about to run this: what its command line names is fetched, and what that needs.
     pub fn runs(&self, from_above: &[Arc<Layer>], command: Command) {
         self.engine.runs(from_above, command);
+    }
+
+    /// Layer files that can be mounted in the place of one that would have to be made: of the same layer by another zTOC, complete, checked as a whole, and
+    /// what the configuration of the image says that they were mounted for. Each comes with its diff ID; whoever mounts one for another image has to compare that with what that image's own
+    /// configuration says. Nothing where the layer's own file is here. Blocking.
+    pub fn twins(&self, key: &LayerKey) -> Result<Vec<(LayerKey, Digest)>, FileError> {
+        self.shelf.twins(key)
     }
 
     /// Bytes of disk that all layers take. Blocking.

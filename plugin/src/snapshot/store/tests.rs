@@ -109,6 +109,7 @@ fn everything_is_there_after_a_restart_and_one_process_has_it() {
         layer: "l".into(),
         ztoc: "z".into(),
         namespace: "n".into(),
+        own_ztoc: None,
     };
     make(&store, "a", "");
     store.commit("a", "b", Committing { lazy: Some(lazy), ..Committing::default() }).unwrap();

@@ -164,6 +164,12 @@ impl Layer {
         agrees
     }
 
+    /// Whether any image has said what the layer is, now or before a restart.
+    pub fn is_expected(&self) -> bool {
+        let known = self.whole.known.lock();
+        known.claimed || known.confirmed
+    }
+
     /// Whether everything is here and it is known what it is, so that [`Self::expect`] has an answer.
     pub fn is_checked(&self) -> bool {
         self.is_all_here() && self.whole.known.lock().found.is_some()

@@ -354,3 +354,60 @@ fn lies_do_not_crowd_out_the_truth() {
     layer.expect(&diff_id(&made));
     assert!(layer.is_complete());
 }
+
+/// What an image has confirmed of a complete layer stands for the layer, whoever described it how; anything less does not.
+#[test]
+fn a_complete_layer_has_twins() {
+    let made = Made::random(57, Shape::Gzip, 30, 32_768);
+    let coarse = Made::of_tar(made.tar.clone(), made.files.clone(), Shape::Gzip, 131_072);
+    assert_eq!(made.key().layer, coarse.key().layer);
+    let other = Made::random(58, Shape::Gzip, 3, 32_768);
+    let twins = |bed: &Bed, made: &Made| bed.store.twins(&made.key()).unwrap();
+    let bed = Bed::new();
+    let (layer, _source, attachment) = bed.lazy(&made);
+    read_all(&layer, &made);
+    layer.read_file(0, u32::MAX, Box::new(|_| {}));
+    assert!(twins(&bed, &coarse).is_empty(), "nobody has said what it is");
+    layer.expect(&digest(b"something else"));
+    assert!(!settled(&bed, &layer));
+    assert!(twins(&bed, &coarse).is_empty(), "it is not what an image says");
+    layer.expect(&diff_id(&made));
+    let expected = vec![(made.key(), diff_id(&made))];
+    let start = std::time::Instant::now();
+    while twins(&bed, &coarse) != expected {
+        assert!(start.elapsed() < PATIENCE, "{:?}", twins(&bed, &coarse));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(twins(&bed, &made).is_empty(), "it is here itself");
+    assert!(twins(&bed, &other).is_empty(), "another layer's");
+    drop((layer, attachment));
+    let bed = bed.restart();
+    assert_eq!(twins(&bed, &coarse), expected);
+    // It is mounted as it is, and mended from whoever has the layer.
+    let bed = bed.reboot();
+    let layer = bed.store.open_layer(&made.key()).unwrap().unwrap();
+    let _attachment = layer.attach(Source::new(&coarse.blob));
+    read_all(&layer, &coarse);
+    drop(bed.create(&coarse));
+    assert!(twins(&bed, &coarse).is_empty(), "now it has one of its own");
+}
+
+/// Described otherwise than it is, a layer is of no use to others, however true its diff ID.
+#[test]
+fn a_forged_layer_is_no_twin() {
+    let honest = Made::random(59, Shape::Gzip, 20, 32_768);
+    let forged = honest.with_ztoc(|ztoc| {
+        let victim = ztoc.entries.iter_mut().find(|entry| entry.size > 1000).unwrap();
+        victim.mode |= 0o4000;
+    });
+    let bed = Bed::new();
+    let (layer, _source, _attachment) = bed.lazy(&forged);
+    for (path, _) in &forged.files {
+        let _ = read(&layer, path);
+    }
+    layer.read_file(0, u32::MAX, Box::new(|_| {}));
+    layer.expect(&diff_id(&forged));
+    assert!(!settled(&bed, &layer));
+    assert!(bed.directory(&forged).join("checked").exists());
+    assert!(bed.store.twins(&honest.key()).unwrap().is_empty());
+}
