@@ -67,7 +67,7 @@ until_files() {
 all_settled() {
     local status
     status=$(soci image status --json) || return
-    [[ $status != *'"state": "incomplete"'* && $status != *'"front_end": "kernel over fuse"'* ]]
+    [[ $status != *'"state": "incomplete"'* && $status != *'"state": "unchecked"'* && $status != *'"front_end": "kernel over fuse"'* ]]
 }
 
 # silent: nothing has come over the link for three seconds.

@@ -93,12 +93,15 @@ impl Daemon for OwnService {
         &self,
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
-        let wanted = request.into_inner().image_ref;
-        let layers = self
-            .snapshotter
-            .layers()
+        let pb::StatusRequest { image_ref, manifest_digest } = request.into_inner();
+        let all = image_ref.is_empty() && manifest_digest.is_empty();
+        let snapshotter = self.snapshotter.clone();
+        let layers = tokio::task::spawn_blocking(move || snapshotter.layers())
+            .await
+            .map_err(|_| Status::unavailable("the daemon is stopping"))?;
+        let layers = layers
             .into_iter()
-            .filter(|layer| wanted.is_empty() || layer.lazy.image == wanted)
+            .filter(|layer| all || layer.lazy.image == image_ref || layer.lazy.manifest == manifest_digest)
             .map(layer_status)
             .collect();
         let uptime = self.started.elapsed();
@@ -114,6 +117,7 @@ fn layer_status(layer: LayerReport) -> pb::LayerStatus {
     let LayerReport { lazy, mount_point, status, front_end } = layer;
     let waits = status.waits;
     let completeness = match status.completeness {
+        Completeness::Incomplete if status.spans_present == status.spans => pb::Completeness::Unchecked,
         Completeness::Incomplete => pb::Completeness::Incomplete,
         Completeness::Complete => pb::Completeness::Complete,
         Completeness::Refused => pb::Completeness::Refused,
@@ -141,6 +145,7 @@ fn layer_status(layer: LayerReport) -> pb::LayerStatus {
         }),
         completeness: completeness.into(),
         headers_refused: status.headers_refused,
+        manifest_digest: lazy.manifest,
     }
 }
 
@@ -148,5 +153,35 @@ fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::snapshot::{FrontEnd, LazyRecord};
+
+    use super::*;
+
+    #[test]
+    fn all_here_is_not_yet_checked() {
+        let completeness = |spans_present, completeness| {
+            let text = || "x".to_owned();
+            let lazy = LazyRecord {
+                image: text(),
+                manifest: text(),
+                layer: text(),
+                ztoc: text(),
+                namespace: text(),
+                own_ztoc: None,
+            };
+            let status =
+                lazy_layer::LayerStatus { spans: 2, spans_present, completeness, ..Default::default() };
+            let report = LayerReport { lazy, mount_point: "/x".into(), status, front_end: FrontEnd::Fuse };
+            layer_status(report).completeness()
+        };
+        assert_eq!(completeness(1, Completeness::Incomplete), pb::Completeness::Incomplete);
+        assert_eq!(completeness(2, Completeness::Incomplete), pb::Completeness::Unchecked);
+        assert_eq!(completeness(2, Completeness::Complete), pb::Completeness::Complete);
+        assert_eq!(completeness(2, Completeness::Refused), pb::Completeness::Refused);
     }
 }

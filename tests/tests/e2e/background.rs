@@ -10,14 +10,14 @@ use soci_tests::stack::Stack;
 
 const AHEAD: &str = "[background_fetch]\nsilence_period_msec = 100\n[limits]\nread_ahead_bytes = \"16mb\"\n";
 
-/// The state of the only layer, when it is no longer "incomplete".
+/// The state of the only layer, when all of it is here and was checked.
 fn settled(stack: &Stack) -> Value {
     let start = Instant::now();
     loop {
         let said = stack.soci(&["image", "status", "--json"]).ok().out;
         let layers: Value = serde_json::from_str(&said).unwrap();
         assert_eq!(layers.as_array().unwrap().len(), 1, "{layers}");
-        if layers[0]["state"] != "incomplete" {
+        if layers[0]["state"] != "incomplete" && layers[0]["state"] != "unchecked" {
             return layers[0].clone();
         }
         assert!(start.elapsed() < Duration::from_secs(60), "{layers}");

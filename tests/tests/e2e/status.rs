@@ -31,7 +31,10 @@ fn the_figures_of_a_layer_add_up() {
     assert!((tar - 10240..=tar).contains(&number(layer, "/size")), "{layer} of {tar} bytes");
     assert!((1..=number(layer, "/size")).contains(&number(layer, "/present")), "{layer}");
     assert!((1..=number(layer, "/spans")).contains(&number(layer, "/spans_present")), "{layer}");
-    assert!(["incomplete", "complete"].contains(&text("state").as_str()), "{layer}");
+    assert_eq!(text("state"), "incomplete", "nobody has read the big file: {layer}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let has_erofs = mounts.contains(&text("mount_point").replace("/fs", "/erofs"));
+    assert_eq!(text("front_end"), if has_erofs { "kernel over fuse" } else { "fuse" }, "{layer}");
 
     // Every byte that came has a reason, and a span is fetched once.
     let reasons = ["on_demand", "read_ahead", "trace", "fill"];
@@ -46,7 +49,6 @@ fn the_figures_of_a_layer_add_up() {
     let [p50, p99, longest] =
         ["p50_us", "p99_us", "longest_us"].map(|name| number(layer, &format!("/waits/{name}")));
     assert!(0 < p50 && p50 <= p99 && p99 <= longest, "{layer}");
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(mounts.contains(&format!(" {} ", text("mount_point"))), "{layer}");
 
     let table = status(&[]).ok().out;
@@ -55,6 +57,14 @@ fn the_figures_of_a_layer_add_up() {
     assert_eq!(lines[1][0], reference);
     assert_eq!(lines[1].len(), lines[0].len(), "{table}");
     assert_eq!(*lines[1].last().unwrap(), text("mount_point"));
+
+    // Its layer is the same under another name, also when the one that it was mounted for is gone.
+    let other = stack.reference("other:1");
+    stack.ctr(&["image", "tag", &reference, &other]).ok();
+    stack.ctr(&["image", "rm", &reference]).ok();
+    let tagged: Value = serde_json::from_str(&status(&["--json", &other]).ok().out).unwrap();
+    assert_eq!(tagged[0]["mount_point"], layer["mount_point"], "{tagged}");
+    assert_eq!(status(&["localhost/no/such:1"]).code, Some(1), "any image would do");
 
     assert_eq!(stack.soci_elsewhere(&["image", "status", "--json"]).ok().out, "[]\n");
     let unknown = status(&["localhost/no/such:1"]);

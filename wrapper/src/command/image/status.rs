@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_registry::Reference;
+use oci_registry::platform::Platform;
 use serde::Serialize;
 use soci_proto::daemon::{Completeness, LayerStatus, StatusRequest, Waits};
 use soci_store::StoreError;
@@ -13,7 +14,7 @@ use super::list::human;
 use crate::connection::{self, SNAPSHOTTER};
 use crate::context::Context;
 use crate::error::Error;
-use crate::{table, terminal};
+use crate::{local_image, table, terminal};
 
 /// Pause between two looks of `--watch`.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -107,7 +108,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
         Err(_) => text.to_owned(),
     });
     loop {
-        let layers = layers(context, &address, image.clone()).await?;
+        let layers = layers(context, &address, image.as_deref()).await?;
         if let Some(image) = image.as_ref().filter(|_| layers.is_empty() && !args.watch) {
             return Err(Error::command(StatusError::NoLayers(image.clone())));
         }
@@ -122,9 +123,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Error> {
     }
 }
 
-async fn layers(context: &Context, address: &Path, image: Option<String>) -> Result<Vec<Layer>, Error> {
+async fn layers(context: &Context, address: &Path, image: Option<&str>) -> Result<Vec<Layer>, Error> {
     let mut daemon = connection::daemon_at(address)?;
-    let request = StatusRequest { image_ref: image.unwrap_or_default() };
+    let manifest_digest = match image {
+        Some(image) => manifest_of(context, image).await.unwrap_or_default(),
+        None => String::new(),
+    };
+    let request = StatusRequest { image_ref: image.unwrap_or_default().to_owned(), manifest_digest };
     let answer = context.containerd().call("status of", "the snapshotter", daemon.status(request)).await;
     let answer = answer.map_err(|error| match error {
         StoreError::Unavailable { message, .. } => {
@@ -139,6 +144,14 @@ async fn layers(context: &Context, address: &Path, image: Option<String>) -> Res
     // The lowest layer of an image comes first already.
     layers.sort_by(|a, b| a.image.cmp(&b.image));
     Ok(layers)
+}
+
+/// Its layers may have been mounted when it had another name. None where containerd does not know it by this one.
+async fn manifest_of(context: &Context, image: &str) -> Option<String> {
+    let containerd = context.containerd();
+    let image = local_image::find(containerd, image).await.ok()?;
+    let found = local_image::for_platform(containerd, &image, &Platform::host()).await.ok()?;
+    Some(found.descriptor.digest().to_string())
 }
 
 fn print(layers: &[Layer], json: bool) -> Result<(), Error> {
@@ -210,6 +223,7 @@ impl From<LayerStatus> for Layer {
     fn from(layer: LayerStatus) -> Layer {
         let state = match layer.completeness() {
             Completeness::Incomplete => "incomplete",
+            Completeness::Unchecked => "unchecked",
             Completeness::Complete => "complete",
             Completeness::Refused => "refused",
         };
@@ -294,5 +308,8 @@ mod tests {
         assert_eq!(json["fetched"]["fill"], 7);
         assert_eq!(json["waits"]["p50_us"], 2500);
         assert_eq!(json["state"], "incomplete");
+        let unchecked =
+            LayerStatus { completeness: Completeness::Unchecked.into(), ..LayerStatus::default() };
+        assert_eq!(Layer::from(unchecked).state, "unchecked");
     }
 }
