@@ -98,11 +98,11 @@ impl BlobSource for Source {
     }
 }
 
-/// Pieces with pauses between them, and every other request breaks off somewhere.
+/// Pieces with pauses between them, and every other request breaks off in its first half.
 fn by_chance(blob: &Blob, range: Range<CompressedOffset>, seed: u64, number: u64) -> ByteStream {
     let bytes = blob.bytes.slice(range.start.0 as usize..range.end.0 as usize);
     let mut random = Random::seeded(seed);
-    let breaks_off = number.is_multiple_of(2).then(|| random.below(bytes.len() as u64) as usize);
+    let breaks_off = number.is_multiple_of(2).then(|| random.below(bytes.len() as u64 / 2 + 1) as usize);
     stream::unfold((random, 0), move |(mut random, at)| {
         let left = bytes.get(at..).map_or_else(Bytes::new, |_| bytes.slice(at..));
         async move {
