@@ -86,6 +86,8 @@ row_mounts() {
     # No layer file is made ahead of its Prepare: that would be time that no mount is seen to take.
     [[ $system != soci* ]] || daemon_config=$'[limits]\nlayers_ahead = 0'
     for files in "${file_counts[@]}"; do
+        # Unpacking and removing a million files takes minutes, and nobody is compared with it.
+        [[ $system != overlayfs ]] || ((files < 1000000)) || continue
         cold
         began=$(now)
         seconds_of quietly pull "$link/files-$files:bench"
