@@ -165,15 +165,7 @@ mod tests {
     #[test]
     fn all_here_is_not_yet_checked() {
         let completeness = |spans_present, completeness| {
-            let text = || "x".to_owned();
-            let lazy = LazyRecord {
-                image: text(),
-                manifest: text(),
-                layer: text(),
-                ztoc: text(),
-                namespace: text(),
-                own_ztoc: None,
-            };
+            let lazy = LazyRecord::named("x");
             let status =
                 lazy_layer::LayerStatus { spans: 2, spans_present, completeness, ..Default::default() };
             let report = LayerReport { lazy, mount_point: "/x".into(), status, front_end: FrontEnd::Fuse };

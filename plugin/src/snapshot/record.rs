@@ -58,6 +58,22 @@ pub struct LazyRecord {
     pub own_ztoc: Option<String>,
 }
 
+#[cfg(test)]
+impl LazyRecord {
+    /// One in which everything has the same name.
+    pub(crate) fn named(text: &str) -> LazyRecord {
+        let text = || text.to_owned();
+        LazyRecord {
+            image: text(),
+            manifest: text(),
+            layer: text(),
+            ztoc: text(),
+            namespace: text(),
+            own_ztoc: None,
+        }
+    }
+}
+
 /// One snapshot. Stored as JSON under its key, so that a newer daemon can add fields and a person can read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {

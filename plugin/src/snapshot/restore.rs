@@ -291,20 +291,8 @@ mod tests {
     use super::super::record::{LazyRecord, Moment, Usage};
     use super::*;
 
-    fn lazy() -> LazyRecord {
-        let text = String::new;
-        LazyRecord {
-            image: text(),
-            manifest: text(),
-            layer: text(),
-            ztoc: text(),
-            namespace: text(),
-            own_ztoc: None,
-        }
-    }
-
     fn kept(slot: usize, id: u64, ready: bool) -> KeptLayer {
-        KeptLayer { slot: Slot(slot), id: Id(id), lazy: lazy(), ready }
+        KeptLayer { slot: Slot(slot), id: Id(id), lazy: LazyRecord::named(""), ready }
     }
 
     fn layer(id: u64) -> Named {
@@ -316,7 +304,7 @@ mod tests {
             updated: Moment(0),
             labels: BTreeMap::new(),
             usage: Usage::default(),
-            lazy: Some(lazy()),
+            lazy: Some(LazyRecord::named("")),
             committed_from: String::new(),
         };
         Named { key: id.to_string(), record }

@@ -367,18 +367,7 @@ async fn directories_that_a_power_cut_took() {
 #[tokio::test]
 async fn kept_mounts_without_a_place() {
     let root = tempfile::tempdir().unwrap();
-    let lazy = || {
-        let text = || D.to_owned();
-        LazyRecord {
-            image: text(),
-            manifest: text(),
-            layer: text(),
-            ztoc: text(),
-            namespace: text(),
-            own_ztoc: None,
-        }
-    };
-    let layer = |slot, ready| KeptLayer { slot: Slot(slot), id: Id(7), lazy: lazy(), ready };
+    let layer = |slot, ready| KeptLayer { slot: Slot(slot), id: Id(7), lazy: LazyRecord::named(D), ready };
     let kept = vec![layer(0, false), layer(1, true)];
     let (snapshotter, fake) = open(root.path(), Fake { kept, ..Fake::default() });
     assert_eq!(snapshotter.restore().await.unwrap(), Restored::default());
@@ -397,19 +386,9 @@ async fn kept_mounts_without_a_place() {
 #[tokio::test]
 async fn what_kept_mounts_are_made_from_stays_until_they_are_gone_on_with() {
     let root = tempfile::tempdir().unwrap();
-    let lazy = || {
-        let text = || D.to_owned();
-        LazyRecord {
-            image: text(),
-            manifest: text(),
-            layer: text(),
-            ztoc: text(),
-            namespace: text(),
-            own_ztoc: None,
-        }
-    };
-    let kept: Vec<_> =
-        (0..5).map(|slot| KeptLayer { slot: Slot(slot), id: Id(7), lazy: lazy(), ready: true }).collect();
+    let kept: Vec<_> = (0..5)
+        .map(|slot| KeptLayer { slot: Slot(slot), id: Id(7), lazy: LazyRecord::named(D), ready: true })
+        .collect();
     let gate = Arc::new(Semaphore::new(0));
     let (snapshotter, fake) =
         open(root.path(), Fake { kept, gate: Some(Arc::clone(&gate)), ..Fake::default() });
