@@ -74,11 +74,30 @@ become() {
     system=$1
 }
 
-# cold: nothing of an image is here, no cache has anything, the daemon has just started. The registry's disk is not what we measure.
+# cold: nothing of an image is here, no cache has anything, the daemon has just started, and what went before has ended. The registry's disk is not what
+# we measure.
 cold() {
     remove_images
     start_system_anew
     drop_caches
+    local deadline=$((SECONDS + 30))
+    until ((SECONDS >= deadline)) || at_rest; do :; done
+}
+
+# at_rest: for half a second hardly anything is written and nobody works. Whoever comes after a system that has unpacked an image would else be measured while that is still
+# being removed.
+at_rest() {
+    local before after
+    read -ra before <<<"$(work_done)"
+    sleep 0.5
+    read -ra after <<<"$(work_done)"
+    ((after[0] - before[0] < 512 && after[1] - before[1] < 10))
+}
+
+# work_done: blocks of 512 bytes written to all disks so far, and hundredths of a second that processors worked.
+work_done() {
+    awk '{ blocks += $10 } END { printf "%d ", blocks }' /proc/diskstats
+    awk -v hz="$(getconf CLK_TCK)" '$1 == "cpu" { printf "%d\n", ($2 + $3 + $4 + $7 + $8) * 100 / hz }' /proc/stat
 }
 
 # start_system_anew: its daemon, if it has one, with an empty folder.
