@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lazy_layer::{Attachment, BlobSource, Layer, LayerKey, LayerStore, Pin};
+use lazy_layer::{Attachment, BlobSource, CreateError, Layer, LayerKey, LayerStore, Pin};
 use oci_registry::{Reference, Repository};
 use oci_spec::image::Digest;
 use soci_store::Containerd;
@@ -33,7 +33,7 @@ use content::{Origin, What, fetch};
 use flights::Flights;
 use index::{FoundIndex, ImageKey, IndexOutcome};
 use source::RegistryBlob;
-use ztocs::Ztocs;
+use ztocs::{Fetched, Ztocs};
 
 /// How to look.
 #[derive(Clone, Copy, Debug)]
@@ -410,13 +410,28 @@ impl Resolver {
         let described = found.as_ref().and_then(|found| found.index.ztoc_for_layer(&key.layer));
         let size = described.map(oci_spec::image::Descriptor::size);
         let ztoc = self.ztoc(namespace.as_deref(), &repository, &key.ztoc, size).await?;
+        let kept = ztoc.origin == Origin::Containerd;
+        let mut made = self.make_from(&key, ztoc, found.as_deref()).await?;
+        if let (Err(error @ CreateError::Digest { .. }), true) = (&made, kept) {
+            tracing::warn!(%error, "containerd's copy of a ztoc is damaged, the registry is asked");
+            let ztoc = self.ztoc(None, &repository, &key.ztoc, size).await?;
+            made = self.make_from(&key, ztoc, None).await?;
+        }
+        made.map_err(|error| crate::telemetry::chain(&error))
+    }
+
+    async fn make_from(
+        &self,
+        key: &LayerKey,
+        ztoc: Arc<Fetched>,
+        found: Option<&FoundIndex>,
+    ) -> Result<Result<Arc<Layer>, CreateError>, String> {
         if let (Some(found), Origin::Registry) = (found, ztoc.origin) {
             found.fetched(&key.ztoc, || self.ztocs.waiting(&ztoc));
         }
-        let layers = Arc::clone(&self.layers);
+        let (layers, key) = (Arc::clone(&self.layers), key.clone());
         let made = tokio::task::spawn_blocking(move || layers.create_layer(&key, &ztoc.bytes)).await;
-        made.map_err(|_| "the daemon is stopping".to_owned())?
-            .map_err(|error| crate::telemetry::chain(&error))
+        made.map_err(|_| "the daemon is stopping".to_owned())
     }
 
     /// Has a layer read from a repository.

@@ -70,6 +70,12 @@ impl Containerd {
         self.process = Some(process);
     }
 
+    /// The file that its content store has for a digest.
+    pub fn blob(&self, digest: &str) -> PathBuf {
+        let blobs = self.folder.join("root/io.containerd.content.v1.content/blobs/sha256");
+        blobs.join(digest.strip_prefix("sha256:").unwrap())
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("containerd.sock")

@@ -79,7 +79,8 @@ impl Ztocs {
 // === impl Resolver ===
 
 impl Resolver {
-    /// A zTOC from containerd, else from the registry, within the mount deadline. `size` is what the index says; a larger one is refused.
+    /// A zTOC from containerd, else from the registry, within the mount deadline. `size` is what the index says; a larger one is refused. Its digest is
+    /// still to be compared.
     pub(super) async fn ztoc(
         self: &Arc<Self>,
         namespace: Option<&str>,
@@ -121,7 +122,7 @@ impl Resolver {
         let limit = size.unwrap_or(u64::MAX).min(self.options.max_ztoc_bytes);
         let room = self.ztocs.room(limit).await.ok_or("the daemon is stopping")?;
         let fetched =
-            fetch(containerd.as_ref(), &self.registries, repository, digest, What::Blob, limit).await;
+            fetch(containerd.as_ref(), &self.registries, repository, digest, What::Ztoc, limit).await;
         let (bytes, origin) =
             fetched.map_err(|error| format!("ztoc {digest}: {}", crate::telemetry::chain(&error)))?;
         Ok(Arc::new(Fetched { bytes, origin, _room: room }))

@@ -1,5 +1,7 @@
 //! Lazy loading never makes an image unusable: whatever is wrong with the index, the container starts.
 
+use std::fs;
+
 use soci_tests::image::Packing;
 use soci_tests::rootfs;
 use soci_tests::stack::Stack;
@@ -25,6 +27,28 @@ fn a_wrong_index_digest_ends_in_a_full_pull() {
         .lines()
         .filter(|line| line.ends_with("... application/vnd.docker.image.rootfs.diff.tar.gzip"));
     assert_eq!(layers.count(), 3, "{}", pulled.out);
+    starts(&stack, &reference);
+}
+
+/// Whoever asks containerd for a ztoc gets other bytes; the registry has the right ones.
+#[test]
+fn a_ztoc_that_rotted_in_containerds_store_comes_from_the_registry() {
+    let stack = Stack::start();
+    let image = rootfs::varied(stack.folder(), [Packing::Gzip; 3]);
+    let reference = stack.push(&image, "varied:1");
+    stack.index(&reference, &["--min-layer-size", "0", "--span-size", "65536"]);
+    let listed = stack.soci(&["ztoc", "list", "--quiet"]).ok().out;
+    let ztocs: Vec<&str> = listed.split_whitespace().collect();
+    assert_eq!(ztocs.len(), 3, "{listed}");
+    for ztoc in ztocs {
+        let blob = stack.containerd.blob(ztoc);
+        let mut bytes = fs::read(&blob).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&blob, bytes).unwrap();
+    }
+    stack.rpull(&[], &reference).ok();
+    assert_eq!(stack.mounts().len(), 3);
+    stack.logged("containerd's copy of a ztoc is damaged");
     starts(&stack, &reference);
 }
 
