@@ -119,7 +119,7 @@ pub(super) fn clear(at: &Path) -> io::Result<()> {
 mod tests {
     use std::fs::{self, File};
 
-    use erofs_image::{TreeBuilder, write};
+    use erofs_image::{NewImage, TreeBuilder};
 
     use super::*;
 
@@ -128,7 +128,7 @@ mod tests {
     }
 
     fn image(folder: &Path) -> PathBuf {
-        let mut bytes = write(&TreeBuilder::new().finish(), 0).unwrap().metadata;
+        let mut bytes = NewImage::of(TreeBuilder::new().finish(), 0).unwrap().metadata();
         bytes.resize(bytes.len().next_multiple_of(4096), 0);
         fs::write(folder.join("image"), bytes).unwrap();
         folder.join("image")

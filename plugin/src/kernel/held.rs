@@ -70,7 +70,7 @@ mod tests {
     use std::os::fd::AsRawFd as _;
     use std::path::PathBuf;
 
-    use erofs_image::{Attributes, BLOCK_SIZE, Content, TreeBuilder};
+    use erofs_image::{Attributes, BLOCK_SIZE, Content, NewImage, TreeBuilder};
 
     use super::super::device::Device;
     use super::super::erofs;
@@ -118,7 +118,7 @@ mod tests {
         let mut tree = TreeBuilder::new();
         let file = Content::Regular { tar_offset: 0, size: SIZE as u64 };
         tree.add(b"file", Attributes::default(), file).unwrap();
-        let mut image = erofs_image::write(&tree.finish(), SIZE as u64).unwrap().metadata;
+        let mut image = NewImage::of(tree.finish(), SIZE as u64).unwrap().metadata();
         image.resize(image.len() + SIZE, 7);
         image.resize(image.len().next_multiple_of(4096), 0);
         image

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use erofs_image::{Attributes, BLOCK_SIZE, Content, TreeBuilder};
+use erofs_image::{Attributes, BLOCK_SIZE, Content, NewImage, TreeBuilder};
 
 use super::device::Device;
 use super::{KernelOptions, erofs};
@@ -72,8 +72,8 @@ fn tiny() -> Vec<u8> {
     let file = Content::Regular { tar_offset: 0, size: CONTENT.len() as u64 };
     // Neither can fail: the path is plain, the data at the beginning of a tar of one block.
     let _ = tree.add(b"file", Attributes { permissions: 0o400, ..Attributes::default() }, file);
-    let written = erofs_image::write(&tree.finish(), BLOCK_SIZE).ok();
-    let mut image = written.map(|written| written.metadata).unwrap_or_default();
+    let image = NewImage::of(tree.finish(), BLOCK_SIZE).ok();
+    let mut image = image.map(|image| image.metadata()).unwrap_or_default();
     image.extend(CONTENT);
     image.resize(image.len().next_multiple_of(4096), 0);
     image

@@ -463,7 +463,8 @@ async fn a_commit_whose_answer_was_lost_can_be_asked_for_again() {
 /// EROFS of a file, where this machine can: the caller's business is the type alone.
 fn mount_erofs(image: &Path, at: &Path) -> Option<()> {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
-    let mut bytes = erofs_image::write(&erofs_image::TreeBuilder::new().finish(), 0).unwrap().metadata;
+    let mut bytes =
+        erofs_image::NewImage::of(erofs_image::TreeBuilder::new().finish(), 0).unwrap().metadata();
     bytes.resize(bytes.len().next_multiple_of(4096), 0);
     std::fs::write(image, bytes).unwrap();
     let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;

@@ -130,7 +130,7 @@ impl<B: AsRef<[u8]>> Image<B> {
     ///
     /// # Errors
     ///
-    /// [`ReadError`] if the header, the superblock or the root is not one that [`write`](crate::write()) makes.
+    /// [`ReadError`] if the header, the superblock or the root is not one that [`NewImage`](crate::NewImage) makes.
     pub fn open(bytes: B) -> Result<Image<B>, ReadError> {
         let not = |what| ReadError::NotAnImage { what };
         let all = bytes.as_ref();

@@ -3,7 +3,7 @@
 //! A layer file is an [EROFS] image whose metadata comes first and whose data is the layer's
 //! uncompressed tar, byte for byte. Tar data starts on 512-byte borders and the image has 512-byte
 //! blocks, so an inode simply points into the tar. [`TreeBuilder`] applies the rules of OCI layers,
-//! [`write()`] makes the metadata, [`Image`] reads it; [`layout`] describes the bytes.
+//! [`NewImage`] makes the metadata, [`Image`] reads it; [`layout`] describes the bytes.
 //!
 //! The crate is pure: bytes in, bytes out.
 //!
@@ -17,4 +17,4 @@ pub mod write;
 pub use image::{DirEntry, Directory, Image, Inode, Kind, ReadError, XattrRef, Xattrs};
 pub use layout::{BLOCK_SIZE, Nid};
 pub use tree::{Attributes, Content, NodeId, Tree, TreeBuilder, TreeError, Xattr};
-pub use write::{WriteError, Written, write};
+pub use write::{NewImage, WriteError};

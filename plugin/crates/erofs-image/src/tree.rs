@@ -1,10 +1,12 @@
 //! The files of a layer as a tree, by the rules of OCI layers.
 
+mod error;
 mod path;
 
 use std::collections::BTreeMap;
 
 use crate::layout::{self, NAME_MAX, TARGET_MAX, XATTR_ENTRY, XATTR_HEADER};
+pub use error::TreeError;
 use path::Name;
 
 /// Nodes and names that a tree may have: far above any real layer, and a bound on what a hostile file table can cost.
@@ -21,7 +23,7 @@ const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 /// A node of the tree that [`TreeBuilder`] builds.
 ///
 /// An entry that leaves no node (a whiteout beside a file of that name, `.wh..wh..opq`) has an id all the same, for
-/// which [`Written::nid`](crate::Written::nid) knows no nid.
+/// which [`NewImage::nid`](crate::NewImage::nid) knows no nid.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeId(pub(crate) u32);
 
@@ -93,97 +95,6 @@ pub enum Content {
     Fifo,
 }
 
-/// Why an entry cannot be part of a tree.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TreeError {
-    /// A name is longer than 255 bytes.
-    #[error("a name of {length} bytes is too long")]
-    NameTooLong {
-        /// Its length.
-        length: usize,
-    },
-    /// A path is longer than 4096 bytes.
-    #[error("a path of {length} bytes is too long")]
-    PathTooLong {
-        /// Its length.
-        length: usize,
-    },
-    /// A name or a link target has a zero byte, or a whiteout hides no name.
-    #[error("{path:?} is not a file name")]
-    InvalidName {
-        /// The path as it came.
-        path: String,
-    },
-    /// Something that is no directory has the place of a parent.
-    #[error("a parent of {path:?} is not a directory")]
-    ParentNotDirectory {
-        /// The path as it came.
-        path: String,
-    },
-    /// The root is not a directory.
-    #[error("{path:?}, the root, has to be a directory")]
-    RootNotDirectory {
-        /// The path as it came.
-        path: String,
-    },
-    /// A hard link's target is not there.
-    #[error("the target {target:?} of hard link {path:?} does not exist before it")]
-    MissingTarget {
-        /// The path as it came.
-        path: String,
-        /// The target as it came.
-        target: String,
-    },
-    /// A hard link's target is a directory.
-    #[error("the target {target:?} of hard link {path:?} is a directory")]
-    DirectoryTarget {
-        /// The path as it came.
-        path: String,
-        /// The target as it came.
-        target: String,
-    },
-    /// A link target is empty or longer than 4095 bytes.
-    #[error("the target of symbolic link {path:?} has {length} bytes")]
-    TargetLength {
-        /// The path as it came.
-        path: String,
-        /// Length of the target.
-        length: usize,
-    },
-    /// A device number has more than 12 and 20 bits.
-    #[error("{path:?} has device number {major}:{minor}")]
-    DeviceNumber {
-        /// The path as it came.
-        path: String,
-        /// Its major number.
-        major: u32,
-        /// Its minor number.
-        minor: u32,
-    },
-    /// Nanoseconds of a time are 10⁹ or more.
-    #[error("{path:?} has a time with {nanoseconds} nanoseconds")]
-    Time {
-        /// The path as it came.
-        path: String,
-        /// The nanoseconds.
-        nanoseconds: u32,
-    },
-    /// An attribute's name is none, or name or value is too long, or all attributes of a file together are.
-    #[error("extended attribute {name:?} of {path:?} cannot be stored")]
-    InvalidXattr {
-        /// The path as it came.
-        path: String,
-        /// The attribute's name.
-        name: String,
-    },
-    /// There are more files or names than any layer has.
-    #[error("more than {limit} files")]
-    TooManyNodes {
-        /// The limit.
-        limit: usize,
-    },
-}
-
 #[derive(Debug)]
 pub(crate) enum Kind<'a> {
     /// Children by name, in byte order.
@@ -230,8 +141,8 @@ pub struct TreeBuilder<'a> {
     root: NodeId,
     /// Root of what AUFS left behind; never written.
     aufs: NodeId,
-    /// The directory that was asked for last, by the names that lead there: most entries of a tar stand beside the one before.
-    recent: (Vec<&'a [u8]>, NodeId),
+    /// The directory that was asked for last, and what led there, as it was written: most entries of a tar stand beside the one before.
+    recent: Option<(&'a [u8], NodeId)>,
 }
 
 /// The finished tree.
@@ -255,7 +166,7 @@ impl<'a> TreeBuilder<'a> {
             names: 0,
             root: NodeId(0),
             aufs: NodeId(1),
-            recent: (Vec::new(), NodeId(0)),
+            recent: None,
         }
     }
 
@@ -271,8 +182,7 @@ impl<'a> TreeBuilder<'a> {
         content: Content,
     ) -> Result<NodeId, TreeError> {
         check_attributes(path, &mut attributes)?;
-        let components = path::clean(path)?;
-        let Some((name, parents)) = components.split_last() else {
+        let Some((directory, name)) = self.place(path)? else {
             if content != Content::Directory {
                 return Err(TreeError::RootNotDirectory { path: lossy(path) });
             }
@@ -281,8 +191,6 @@ impl<'a> TreeBuilder<'a> {
             }
             return Ok(self.root);
         };
-        let name = path::classify(name).ok_or_else(|| TreeError::InvalidName { path: lossy(path) })?;
-        let directory = self.directory(path, parents, &name)?;
         match name {
             Name::Opaque => {
                 self.make_opaque(directory);
@@ -304,13 +212,10 @@ impl<'a> TreeBuilder<'a> {
     ///
     /// [`TreeError`] if the target is missing or a directory, or as in [`add`](TreeBuilder::add).
     pub fn hard_link(&mut self, path: &'a [u8], target: &[u8]) -> Result<NodeId, TreeError> {
-        let components = path::clean(path)?;
-        let Some((name, parents)) = components.split_last() else {
+        let found = self.find(&path::clean(target)?);
+        let Some((directory, name)) = self.place(path)? else {
             return Err(TreeError::RootNotDirectory { path: lossy(path) });
         };
-        let name = path::classify(name).ok_or_else(|| TreeError::InvalidName { path: lossy(path) })?;
-        let found = self.find(&path::clean(target)?);
-        let directory = self.directory(path, parents, &name)?;
         match name {
             Name::Opaque => {
                 self.make_opaque(directory);
@@ -334,18 +239,35 @@ impl<'a> TreeBuilder<'a> {
         }
     }
 
+    /// Whether that is a regular file, by the rules above: an entry that is one may have become a whiteout, or nothing.
+    pub fn is_regular(&self, node: NodeId) -> bool {
+        self.nodes.get(node.index()).is_some_and(|node| matches!(node.kind, Kind::Regular { .. }))
+    }
+
     /// The finished tree.
     pub fn finish(self) -> Tree<'a> {
         Tree { nodes: self.nodes, root: self.root }
     }
 
-    /// The directory at `parents`, made as far as it is missing.
-    fn directory(&mut self, path: &[u8], parents: &[&'a [u8]], last: &Name<'_>) -> Result<NodeId, TreeError> {
-        let hidden = path::is_aufs(parents, last);
-        let (names, recent) = &self.recent;
-        if !hidden && names == parents {
-            return Ok(*recent);
+    /// The directory that a path leads to, made as far as it is missing, and what the path means there; None for the root itself.
+    fn place(&mut self, path: &'a [u8]) -> Result<Option<(NodeId, Name<'a>)>, TreeError> {
+        let split = path::split(path);
+        if let (Some((parents, name)), Some((recent, directory))) = (split, self.recent)
+            && parents == recent
+        {
+            return Ok(Some((directory, Name::Plain(name))));
         }
+        let components = path::clean(path)?;
+        let Some((name, parents)) = components.split_last() else { return Ok(None) };
+        let name = path::classify(name).ok_or_else(|| TreeError::InvalidName { path: lossy(path) })?;
+        let hidden = path::is_aufs(parents, &name);
+        let directory = self.directory(path, parents, hidden)?;
+        self.recent = split.filter(|_| !hidden).map(|(parents, _)| (parents, directory));
+        Ok(Some((directory, name)))
+    }
+
+    /// The directory at `parents`, made as far as it is missing.
+    fn directory(&mut self, path: &[u8], parents: &[&'a [u8]], hidden: bool) -> Result<NodeId, TreeError> {
         let mut at = if hidden { self.aufs } else { self.root };
         for name in parents {
             let child = self.children(at).and_then(|children| children.get(*name).copied());
@@ -355,9 +277,6 @@ impl<'a> TreeBuilder<'a> {
                 (None, _) | (_, Some(Kind::Whiteout)) => self.put(at, name, implicit_directory())?,
                 _ => return Err(TreeError::ParentNotDirectory { path: lossy(path) }),
             };
-        }
-        if !hidden {
-            self.recent = (parents.to_vec(), at);
         }
         Ok(at)
     }
@@ -438,7 +357,7 @@ impl<'a> TreeBuilder<'a> {
             let replaced = children.insert(name, id);
             if replaced.is_some() {
                 // It may have been on the way there.
-                self.recent = (Vec::new(), self.root);
+                self.recent = None;
             }
         }
         Ok(())
@@ -478,6 +397,9 @@ fn check_attributes(path: &[u8], attributes: &mut Attributes) -> Result<(), Tree
         return Err(TreeError::Time { path: lossy(path), nanoseconds: attributes.mtime_nsec });
     }
     let xattrs = &mut attributes.xattrs;
+    if xattrs.is_empty() {
+        return Ok(());
+    }
     xattrs.retain(|xattr| {
         !OVERLAY.iter().any(|own| xattr.name.starts_with(own))
             && layout::split_xattr_name(&xattr.name).is_some()

@@ -1,6 +1,10 @@
 //! Writing the metadata. The layout is described in [`layout`](crate::layout).
 
+mod output;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io;
 
 use crate::layout::{
     BLOCK, BLOCK_BITS, BLOCK_SIZE, DIRENT, FIRST_INODE, FLAG_XATTRS, FORMAT_INLINE, FORMAT_PLAIN,
@@ -8,24 +12,27 @@ use crate::layout::{
     mode, split_xattr_name,
 };
 use crate::tree::{Kind, Node, NodeId, OPAQUE, Tree, Xattr, xattr_size};
+use output::Output;
 
-/// The metadata of an image.
+/// Metadata is written in pieces of about this size, bytes.
+const PIECE: usize = 256 << 10;
+
+/// An image whose inodes all have their place, and which is still to be written.
 #[derive(Debug)]
-pub struct Written {
-    /// The first `tar_start` bytes of the layer file.
-    pub metadata: Vec<u8>,
-    /// Where the tar begins in the file: the length of the metadata, a multiple of 4096.
-    pub tar_start: u64,
-    /// Length of the whole file: `tar_start` and the tar, up to a whole block.
-    pub file_size: u64,
+pub struct NewImage<'a> {
+    tree: Tree<'a>,
+    order: Order,
+    /// In that order.
+    plans: Vec<Plan>,
+    /// By node, 0 if it is not in the image.
     nids: Vec<u64>,
-}
-
-impl Written {
-    /// Where a node is in the image; None if another has replaced it, or it had no node from the beginning.
-    pub fn nid(&self, node: NodeId) -> Option<Nid> {
-        self.nids.get(node.index()).copied().filter(|nid| *nid != 0).map(Nid)
-    }
+    /// Where the blocks of directories and links begin.
+    data_start: u64,
+    tar_start: u64,
+    tar_size: u64,
+    file_size: u64,
+    /// Of the whole file.
+    blocks: u32,
 }
 
 /// Why a tree cannot be written.
@@ -55,69 +62,169 @@ pub enum WriteError {
     },
 }
 
-/// Writes the metadata of an image whose data is a tar of `tar_size` bytes.
-///
-/// The same tree gives the same bytes.
-///
-/// # Errors
-///
-/// [`WriteError`] if a file's data is not on whole blocks inside the tar, or everything together is too big.
-pub fn write(tree: &Tree<'_>, tar_size: u64) -> Result<Written, WriteError> {
-    let too_big = || WriteError::TooBig { tar_size };
-    let order = Order::of(tree);
-    let plans = plan(tree, &order);
-
-    let mut nids = vec![0; tree.nodes.len()];
-    let mut inodes_end = FIRST_INODE;
-    for (id, plan) in order.nodes.iter().zip(&plans) {
-        let at = plan.place(inodes_end);
-        if let Some(nid) = nids.get_mut(id.index()) {
-            *nid = at / SLOT;
+impl<'a> NewImage<'a> {
+    /// Finds a place for everything in an image whose data is a tar of `tar_size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError`] if a file's data is not on whole blocks inside the tar, or everything together is too big.
+    pub fn of(tree: Tree<'a>, tar_size: u64) -> Result<Self, WriteError> {
+        let too_big = || WriteError::TooBig { tar_size };
+        let order = Order::of(&tree);
+        let mut plans = Vec::with_capacity(order.nodes.len());
+        let mut nids = vec![0; tree.nodes.len()];
+        let (mut inodes_end, mut data_blocks) = (FIRST_INODE, 0);
+        for id in &order.nodes {
+            let Some(node) = tree.nodes.get(id.index()) else { continue };
+            check_place(node, tar_size)?;
+            let plan = Plan::of(node, order.parent(*id), *id);
+            let at = plan.place(inodes_end);
+            if let Some(nid) = nids.get_mut(id.index()) {
+                *nid = at / SLOT;
+            }
+            inodes_end = at + plan.size();
+            data_blocks += plan.data_blocks();
+            plans.push(plan);
         }
-        inodes_end = at + plan.size();
+        let data_start = inodes_end.next_multiple_of(BLOCK_SIZE);
+        let tar_start = (data_start + data_blocks * BLOCK_SIZE).next_multiple_of(TAR_ALIGN);
+        let file_size = tar_size
+            .checked_next_multiple_of(BLOCK_SIZE)
+            .and_then(|size| size.checked_add(tar_start))
+            .ok_or_else(too_big)?;
+        // The last block number, all ones, means a hole.
+        let blocks =
+            u32::try_from(file_size / BLOCK_SIZE).ok().filter(|n| *n != u32::MAX).ok_or_else(too_big)?;
+        Ok(Self { tree, order, plans, nids, data_start, tar_start, tar_size, file_size, blocks })
     }
-    let data_start = inodes_end.next_multiple_of(BLOCK_SIZE);
-    let data_size = plans.iter().map(Plan::data_blocks).sum::<u64>() * BLOCK_SIZE;
-    let tar_start = (data_start + data_size).next_multiple_of(TAR_ALIGN);
-    let file_size = tar_size
-        .checked_next_multiple_of(BLOCK_SIZE)
-        .and_then(|size| size.checked_add(tar_start))
-        .ok_or_else(too_big)?;
-    // The last block number, all ones, means a hole.
-    let blocks = u32::try_from(file_size / BLOCK_SIZE).ok().filter(|n| *n != u32::MAX).ok_or_else(too_big)?;
 
-    let mut out = Vec::new();
-    out.reserve_exact(usize::try_from(tar_start).map_err(|_| too_big())?);
-    header(&mut out, &plans, tar_start, tar_size);
-    superblock(&mut out, &order, blocks);
-    let mut data_block = data_start / BLOCK_SIZE;
-    for (number, (id, plan)) in order.nodes.iter().zip(&plans).enumerate() {
-        pad(&mut out, nids.get(id.index()).map_or(0, |nid| nid * SLOT));
-        let Some(node) = tree.nodes.get(id.index()) else { continue };
-        let start = match &node.kind {
-            Kind::Regular { tar_offset, size } => data_address(*tar_offset, *size, tar_start, tar_size)?,
-            Kind::CharDevice(device) | Kind::BlockDevice(device) => *device,
-            _ if plan.data_blocks() > 0 => u32::try_from(data_block).map_err(|_| too_big())?,
-            _ => 0,
-        };
-        data_block += plan.data_blocks();
-        inode(&mut out, node, plan, start, number, order.links.get(id.index()).copied().unwrap_or(1));
-        xattrs(&mut out, node, plan);
-        if plan.inline {
-            data(&mut out, tree, &order, *id, &nids);
+    /// Where the tar begins in the file: the length of the metadata, a multiple of 4096.
+    pub fn tar_start(&self) -> u64 {
+        self.tar_start
+    }
+
+    /// Length of the whole file: [`tar_start`](NewImage::tar_start) and the tar, up to a whole block.
+    pub fn file_size(&self) -> u64 {
+        self.file_size
+    }
+
+    /// Where a node is in the image; None if another has replaced it, or it had no node from the beginning.
+    pub fn nid(&self, node: NodeId) -> Option<Nid> {
+        self.nids.get(node.index()).copied().filter(|nid| *nid != 0).map(Nid)
+    }
+
+    /// Writes the metadata, which is the first [`tar_start`](NewImage::tar_start) bytes of the file, in pieces. The same tree gives the same bytes.
+    ///
+    /// # Errors
+    ///
+    /// Of the writer.
+    pub fn write_metadata(&self, to: impl io::Write) -> io::Result<()> {
+        let mut out = Output::new(to, PIECE);
+        self.header(&mut out);
+        self.superblock(&mut out);
+        let mut data_block = self.data_start / BLOCK_SIZE;
+        for (number, (id, plan)) in self.planned().enumerate() {
+            out.pad(self.nids.get(id.index()).map_or(0, |nid| nid * SLOT));
+            let Some(node) = self.tree.nodes.get(id.index()) else { continue };
+            let start = match &node.kind {
+                Kind::Regular { tar_offset, size } if *size > 0 => (self.tar_start + tar_offset) / BLOCK_SIZE,
+                Kind::CharDevice(device) | Kind::BlockDevice(device) => u64::from(*device),
+                _ if plan.data_blocks() > 0 => data_block,
+                _ => 0,
+            };
+            data_block += plan.data_blocks();
+            // Inside the file, whose number of blocks has 32 bits.
+            inode(&mut out, node, plan, start as u32, number, self.order.links(id));
+            xattrs(&mut out, node, plan);
+            if plan.inline {
+                self.data(&mut out, id)?;
+            }
+            out.drain(PIECE)?;
         }
+        out.pad(self.data_start);
+        for (id, plan) in self.planned().filter(|(_, plan)| plan.data_blocks() > 0) {
+            let end = plan.data_blocks() * BLOCK_SIZE + out.position();
+            self.data(&mut out, id)?;
+            out.pad(end);
+            out.drain(PIECE)?;
+        }
+        out.pad(self.tar_start);
+        out.drain(0)
     }
-    pad(&mut out, data_start);
-    for (id, plan) in order.nodes.iter().zip(&plans).filter(|(_, plan)| plan.data_blocks() > 0) {
-        let end = plan.data_blocks() * BLOCK_SIZE + position(&out);
-        data(&mut out, tree, &order, *id, &nids);
-        pad(&mut out, end);
+
+    /// All of the metadata, for small images.
+    pub fn metadata(&self) -> Vec<u8> {
+        let mut metadata = Vec::new();
+        // Memory takes everything.
+        let _ = self.write_metadata(&mut metadata);
+        metadata
     }
-    pad(&mut out, tar_start);
-    Ok(Written { metadata: out, tar_start, file_size, nids })
+
+    fn planned(&self) -> impl Iterator<Item = (NodeId, &Plan)> {
+        self.order.nodes.iter().copied().zip(&self.plans)
+    }
+
+    fn header(&self, out: &mut Output<impl io::Write>) {
+        let flags = if self.plans.iter().any(|plan| plan.xattrs > 0) { FLAG_XATTRS } else { 0 };
+        out.extend(&HEADER_MAGIC);
+        out.extend(&VERSION.to_le_bytes());
+        out.extend(&flags.to_le_bytes());
+        out.extend(&self.tar_start.to_le_bytes());
+        out.extend(&self.tar_size.to_le_bytes());
+    }
+
+    fn superblock(&self, out: &mut Output<impl io::Write>) {
+        out.pad(SUPERBLOCK as u64);
+        out.extend(&SUPERBLOCK_MAGIC.to_le_bytes());
+        out.extend(&[0; 8]); // checksum, compatible features
+        out.extend(&[BLOCK_BITS, 0]);
+        out.extend(&(Nid::ROOT.0 as u16).to_le_bytes());
+        out.extend(&(self.order.nodes.len() as u64).to_le_bytes());
+        out.extend(&[0; 12]); // time of building
+        out.extend(&self.blocks.to_le_bytes());
+        out.pad(FIRST_INODE);
+    }
+
+    /// What a directory or a link contains.
+    fn data(&self, out: &mut Output<impl io::Write>, id: NodeId) -> io::Result<()> {
+        match self.tree.nodes.get(id.index()).map(|node| &node.kind) {
+            Some(Kind::Symlink(target)) => out.extend(target),
+            Some(Kind::Directory { children, .. }) => {
+                let start = out.position();
+                let mut packer = Packer::default();
+                let mut block = Vec::new();
+                for (name, child) in directory_entries(children, self.order.parent(id), id) {
+                    let before = packer.full_blocks;
+                    if packer.add(name.len()) {
+                        self.directory_block(out, &block);
+                        block.clear();
+                        out.pad(start + (before + 1) * BLOCK_SIZE);
+                        out.drain(PIECE)?;
+                    }
+                    block.push((name, child));
+                }
+                self.directory_block(out, &block);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn directory_block(&self, out: &mut Output<impl io::Write>, entries: &[(&[u8], NodeId)]) {
+        let mut offset = entries.len() * DIRENT;
+        for (name, child) in entries {
+            let kind = self.tree.nodes.get(child.index()).map_or(0, |node| file_type(&node.kind));
+            out.extend(&self.nids.get(child.index()).copied().unwrap_or(0).to_le_bytes());
+            out.extend(&(offset as u16).to_le_bytes());
+            out.extend(&[kind, 0]);
+            offset += name.len();
+        }
+        entries.iter().for_each(|(name, _)| out.extend(name));
+    }
 }
 
 /// The nodes that can be reached, breadth first, so that a directory's children stand together.
+#[derive(Debug)]
 struct Order {
     nodes: Vec<NodeId>,
     /// By node: link count, 0 if it cannot be reached.
@@ -163,6 +270,10 @@ impl Order {
     fn parent(&self, directory: NodeId) -> NodeId {
         self.parents.get(directory.index()).copied().unwrap_or(directory)
     }
+
+    fn links(&self, node: NodeId) -> u32 {
+        self.links.get(node.index()).copied().unwrap_or(1)
+    }
 }
 
 fn children<'t, 'a>(tree: &'t Tree<'a>, node: NodeId) -> Option<&'t BTreeMap<&'a [u8], NodeId>> {
@@ -172,20 +283,40 @@ fn children<'t, 'a>(tree: &'t Tree<'a>, node: NodeId) -> Option<&'t BTreeMap<&'a
     }
 }
 
-/// The sizes of one inode's parts.
+/// The sizes of one inode's parts, and nothing more: there is one for each file.
+#[derive(Debug)]
 struct Plan {
-    xattrs: u64,
-    /// Size that the inode says.
-    size: u64,
-    /// Bytes of a directory or link.
-    data: u64,
+    /// At most what the builder lets one inode have.
+    xattrs: u32,
+    /// Bytes of a directory or link. No directory has 4 GiB of names, see TreeBuilder.
+    data: u32,
     inline: bool,
 }
 
 impl Plan {
+    fn of(node: &Node<'_>, parent: NodeId, itself: NodeId) -> Plan {
+        let xattrs = match stored_xattrs(node).map(|xattr| xattr_size(&xattr)).sum::<usize>() {
+            0 => 0,
+            entries => XATTR_HEADER + entries,
+        };
+        let data = match &node.kind {
+            Kind::Directory { children, .. } => {
+                let mut packer = Packer::default();
+                directory_entries(children, parent, itself).for_each(|(name, _)| {
+                    packer.add(name.len());
+                });
+                packer.size()
+            }
+            Kind::Symlink(target) => target.len() as u64,
+            _ => 0,
+        };
+        let inline = data > 0 && INODE_SIZE as u64 + xattrs as u64 + data <= BLOCK_SIZE;
+        Plan { xattrs: xattrs as u32, data: data as u32, inline }
+    }
+
     /// The inode with what stands behind it.
     fn size(&self) -> u64 {
-        INODE_SIZE as u64 + self.xattrs + if self.inline { self.data } else { 0 }
+        INODE_SIZE as u64 + u64::from(self.xattrs) + u64::from(if self.inline { self.data } else { 0 })
     }
 
     /// Where the inode goes if everything before `end` is taken.
@@ -197,35 +328,8 @@ impl Plan {
 
     /// Blocks apart from the inode.
     fn data_blocks(&self) -> u64 {
-        if self.inline { 0 } else { self.data.div_ceil(BLOCK_SIZE) }
+        if self.inline { 0 } else { u64::from(self.data).div_ceil(BLOCK_SIZE) }
     }
-}
-
-fn plan(tree: &Tree<'_>, order: &Order) -> Vec<Plan> {
-    let plan = |id: &NodeId| {
-        let Some(node) = tree.nodes.get(id.index()) else {
-            return Plan { xattrs: 0, size: 0, data: 0, inline: false };
-        };
-        let xattrs = match stored_xattrs(node).map(|xattr| xattr_size(&xattr) as u64).sum::<u64>() {
-            0 => 0,
-            entries => XATTR_HEADER as u64 + entries,
-        };
-        let data = match &node.kind {
-            Kind::Directory { children, .. } => {
-                let mut packer = Packer::default();
-                directory_entries(children, order.parent(*id), *id).for_each(|(name, _)| {
-                    packer.add(name.len());
-                });
-                packer.size()
-            }
-            Kind::Symlink(target) => target.len() as u64,
-            _ => 0,
-        };
-        let size = if let Kind::Regular { size, .. } = node.kind { size } else { data };
-        let inline = data > 0 && INODE_SIZE as u64 + xattrs + data <= BLOCK_SIZE;
-        Plan { xattrs, size, data, inline }
-    };
-    order.nodes.iter().map(plan).collect()
 }
 
 /// Cuts the entries of a directory into blocks.
@@ -272,8 +376,7 @@ fn directory_entries<'a>(
 }
 
 /// The attributes of a node with that of an opaque directory, by name.
-fn stored_xattrs<'n>(node: &'n Node<'_>) -> impl Iterator<Item = std::borrow::Cow<'n, Xattr>> {
-    use std::borrow::Cow;
+fn stored_xattrs<'n>(node: &'n Node<'_>) -> impl Iterator<Item = Cow<'n, Xattr>> {
     let opaque = matches!(node.kind, Kind::Directory { opaque: true, .. })
         .then(|| Cow::Owned(Xattr { name: OPAQUE.to_vec(), value: b"y".to_vec() }));
     let xattrs = &node.attributes.xattrs;
@@ -281,126 +384,76 @@ fn stored_xattrs<'n>(node: &'n Node<'_>) -> impl Iterator<Item = std::borrow::Co
     before.iter().map(Cow::Borrowed).chain(opaque).chain(after.iter().map(Cow::Borrowed))
 }
 
-/// The block where a file's data begins.
-fn data_address(tar_offset: u64, size: u64, tar_start: u64, tar_size: u64) -> Result<u32, WriteError> {
+/// Whether a file's data is on whole blocks of the tar, inside it.
+fn check_place(node: &Node<'_>, tar_size: u64) -> Result<(), WriteError> {
+    let Kind::Regular { tar_offset, size } = node.kind else { return Ok(()) };
     if size == 0 {
-        return Ok(0);
+        return Ok(());
     }
     if !tar_offset.is_multiple_of(BLOCK_SIZE) {
         return Err(WriteError::Unaligned { tar_offset });
     }
     match tar_offset.checked_add(size) {
-        // Inside a tar whose last block has a 32-bit number.
-        Some(end) if end <= tar_size => {
-            u32::try_from((tar_start + tar_offset) / BLOCK_SIZE).map_err(|_| WriteError::TooBig { tar_size })
-        }
+        Some(end) if end <= tar_size => Ok(()),
         _ => Err(WriteError::OutsideTar { tar_offset, size, tar_size }),
     }
 }
 
-fn header(out: &mut Vec<u8>, plans: &[Plan], tar_start: u64, tar_size: u64) {
-    let flags = if plans.iter().any(|plan| plan.xattrs > 0) { FLAG_XATTRS } else { 0 };
-    out.extend(HEADER_MAGIC);
-    out.extend(VERSION.to_le_bytes());
-    out.extend(flags.to_le_bytes());
-    out.extend(tar_start.to_le_bytes());
-    out.extend(tar_size.to_le_bytes());
-}
-
-fn superblock(out: &mut Vec<u8>, order: &Order, blocks: u32) {
-    pad(out, SUPERBLOCK as u64);
-    out.extend(SUPERBLOCK_MAGIC.to_le_bytes());
-    out.extend([0; 8]); // checksum, compatible features
-    out.extend([BLOCK_BITS, 0]);
-    out.extend((Nid::ROOT.0 as u16).to_le_bytes());
-    out.extend((order.nodes.len() as u64).to_le_bytes());
-    out.extend([0; 12]); // time of building
-    out.extend(blocks.to_le_bytes());
-    pad(out, FIRST_INODE);
-}
-
-fn inode(out: &mut Vec<u8>, node: &Node<'_>, plan: &Plan, start: u32, number: usize, links: u32) {
-    let kind = match node.kind {
-        Kind::Directory { .. } => mode::DIRECTORY,
-        Kind::Regular { .. } => mode::REGULAR,
-        Kind::Symlink(_) => mode::SYMLINK,
-        Kind::CharDevice(_) | Kind::Whiteout => mode::CHAR,
-        Kind::BlockDevice(_) => mode::BLOCK,
-        Kind::Fifo => mode::FIFO,
+fn inode(
+    out: &mut Output<impl io::Write>,
+    node: &Node<'_>,
+    plan: &Plan,
+    start: u32,
+    number: usize,
+    links: u32,
+) {
+    let (kind, size) = match node.kind {
+        Kind::Directory { .. } => (mode::DIRECTORY, u64::from(plan.data)),
+        Kind::Regular { size, .. } => (mode::REGULAR, size),
+        Kind::Symlink(_) => (mode::SYMLINK, u64::from(plan.data)),
+        Kind::CharDevice(_) | Kind::Whiteout => (mode::CHAR, 0),
+        Kind::BlockDevice(_) => (mode::BLOCK, 0),
+        Kind::Fifo => (mode::FIFO, 0),
     };
     let attributes = &node.attributes;
-    out.extend(if plan.inline { FORMAT_INLINE } else { FORMAT_PLAIN }.to_le_bytes());
-    out.extend((xattr_count(plan.xattrs)).to_le_bytes());
-    out.extend((kind | attributes.permissions).to_le_bytes());
-    out.extend([0; 2]);
-    out.extend(plan.size.to_le_bytes());
-    out.extend(start.to_le_bytes());
-    out.extend((number as u32).wrapping_add(1).to_le_bytes());
-    out.extend(attributes.uid.to_le_bytes());
-    out.extend(attributes.gid.to_le_bytes());
-    out.extend(attributes.mtime.to_le_bytes());
-    out.extend(attributes.mtime_nsec.to_le_bytes());
-    out.extend(links.to_le_bytes());
-    out.extend([0; 16]);
+    out.extend(&if plan.inline { FORMAT_INLINE } else { FORMAT_PLAIN }.to_le_bytes());
+    out.extend(&xattr_count(plan.xattrs).to_le_bytes());
+    out.extend(&(kind | attributes.permissions).to_le_bytes());
+    out.extend(&[0; 2]);
+    out.extend(&size.to_le_bytes());
+    out.extend(&start.to_le_bytes());
+    out.extend(&(number as u32).wrapping_add(1).to_le_bytes());
+    out.extend(&attributes.uid.to_le_bytes());
+    out.extend(&attributes.gid.to_le_bytes());
+    out.extend(&attributes.mtime.to_le_bytes());
+    out.extend(&attributes.mtime_nsec.to_le_bytes());
+    out.extend(&links.to_le_bytes());
+    out.extend(&[0; 16]);
 }
 
 /// Size of the attributes as the inode says it. The builder keeps it within 16 bits.
-fn xattr_count(bytes: u64) -> u16 {
-    match bytes.checked_sub(XATTR_HEADER as u64) {
+fn xattr_count(bytes: u32) -> u16 {
+    match bytes.checked_sub(XATTR_HEADER as u32) {
         Some(entries) => u16::try_from(entries / 4 + 1).unwrap_or(u16::MAX),
         None => 0,
     }
 }
 
-fn xattrs(out: &mut Vec<u8>, node: &Node<'_>, plan: &Plan) {
+fn xattrs(out: &mut Output<impl io::Write>, node: &Node<'_>, plan: &Plan) {
     if plan.xattrs == 0 {
         return;
     }
-    out.extend([0; XATTR_HEADER]);
+    out.extend(&[0; XATTR_HEADER]);
     for xattr in stored_xattrs(node) {
         let Some((prefix, suffix)) = split_xattr_name(&xattr.name) else { continue };
         // Both lengths were checked by the builder.
-        out.extend([suffix.len() as u8, prefix]);
-        out.extend((xattr.value.len() as u16).to_le_bytes());
+        out.extend(&[suffix.len() as u8, prefix]);
+        out.extend(&(xattr.value.len() as u16).to_le_bytes());
         out.extend(suffix);
         out.extend(&xattr.value);
         // Inodes, the header and all entries are aligned to four.
-        pad(out, position(out).next_multiple_of(4));
+        out.pad(out.position().next_multiple_of(4));
     }
-}
-
-/// What a directory or a link contains.
-fn data(out: &mut Vec<u8>, tree: &Tree<'_>, order: &Order, id: NodeId, nids: &[u64]) {
-    match tree.nodes.get(id.index()).map(|node| &node.kind) {
-        Some(Kind::Symlink(target)) => out.extend(target),
-        Some(Kind::Directory { children, .. }) => {
-            let start = position(out);
-            let mut packer = Packer::default();
-            let mut block = Vec::new();
-            for (name, child) in directory_entries(children, order.parent(id), id) {
-                let before = packer.full_blocks;
-                if packer.add(name.len()) {
-                    directory_block(out, tree, nids, &block);
-                    block.clear();
-                    pad(out, start + (before + 1) * BLOCK_SIZE);
-                }
-                block.push((name, child));
-            }
-            directory_block(out, tree, nids, &block);
-        }
-        _ => {}
-    }
-}
-
-fn directory_block(out: &mut Vec<u8>, tree: &Tree<'_>, nids: &[u64], entries: &[(&[u8], NodeId)]) {
-    let mut offset = entries.len() * DIRENT;
-    for (name, child) in entries {
-        out.extend(nids.get(child.index()).copied().unwrap_or(0).to_le_bytes());
-        out.extend((offset as u16).to_le_bytes());
-        out.extend([tree.nodes.get(child.index()).map_or(0, |node| file_type(&node.kind)), 0]);
-        offset += name.len();
-    }
-    entries.iter().for_each(|(name, _)| out.extend(*name));
 }
 
 /// Kind as a directory entry says it.
@@ -412,17 +465,5 @@ fn file_type(kind: &Kind<'_>) -> u8 {
         Kind::BlockDevice(_) => 4,
         Kind::Fifo => 5,
         Kind::Symlink(_) => 7,
-    }
-}
-
-fn position(out: &[u8]) -> u64 {
-    out.len() as u64
-}
-
-/// Zeros up to a position.
-fn pad(out: &mut Vec<u8>, to: u64) {
-    // The whole was reserved at the beginning, so every position in it is a usize.
-    if let Ok(to) = usize::try_from(to).map(|to| to.max(out.len())) {
-        out.resize(to, 0);
     }
 }

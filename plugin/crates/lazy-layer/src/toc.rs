@@ -1,9 +1,9 @@
 //! From a zTOC to the tables of a layer file.
 
-use std::ops::Range;
-
-use erofs_image::{Attributes, Content, Image, Kind, NodeId, TreeBuilder, Written, Xattr};
-use ztoc::{Compression, Entry, EntryKind, Fingerprint, SpanId, Ztoc};
+use erofs_image::{Attributes, Content, NewImage, NodeId, TreeBuilder, Xattr};
+use oci_spec::image::Digest;
+use sha2::{Digest as _, Sha256};
+use ztoc::{Compression, Entry, EntryKind, Fingerprint, HeaderRange, SpanId, Spans, ZtocView};
 
 use crate::aside;
 use crate::disk::checksum::Checksum;
@@ -14,65 +14,141 @@ use crate::error::CreateError;
 
 /// Tar data begins on borders of this size, and so do the blocks of the image.
 const BLOCK: u64 = 512;
-/// Longest header (all extension headers of one member together). Each of them is limited to 1 MiB by those who read tars; a longer one
-/// means that members are missing from the TOC.
-const MAX_HEADER: u64 = 4 << 20;
 /// Year 1: what upstream shows where a TOC has no usable time.
 const NO_TIME: i64 = -62_135_596_800;
 
-/// A zTOC in the memory that it came in.
-pub(crate) type Borrowed<'a> = Ztoc<&'a [u8]>;
-
 /// Everything that is written when a layer is created.
 #[derive(Debug)]
-pub(crate) struct Plan {
-    pub(crate) written: Written,
-    pub(crate) headers: Vec<HeaderRow>,
+pub(crate) struct Plan<'a> {
+    bytes: &'a [u8],
+    ztoc: ZtocView<'a>,
+    pub(crate) image: NewImage<'a>,
+    /// By entry.
+    inodes: Vec<Inode>,
+    headers: Headers,
     pub(crate) spans: SpanRows,
-    pub(crate) encoding: Encoding,
-    pub(crate) compressed_size: u64,
-    pub(crate) tar_size: u64,
 }
 
-impl Plan {
-    /// Converts a zTOC whose numbers were not checked yet. `max_span` bounds both sizes of a span.
-    pub(crate) fn of(ztoc: &Borrowed<'_>, max_span: u64) -> Result<Self, CreateError> {
-        let spans = spans_of(ztoc, max_span)?;
-        let ranges = header_ranges(ztoc)?;
-        // A third of the work is hashing, which the tree does not need.
-        let fingerprints = || ztoc.entries.iter().map(Entry::fingerprint).collect::<Vec<_>>();
-        let (fingerprints, image) = aside::both(fingerprints, || image_of(ztoc));
-        let (nodes, written) = image?;
-        let headers = headers_of(ztoc, &ranges, &fingerprints, &nodes, &written)?;
-        Ok(Self {
-            written,
-            headers,
-            spans,
-            encoding: match ztoc.spans.compression() {
-                Compression::Gzip => Encoding::Gzip,
-                Compression::Uncompressed => Encoding::Tar,
+/// What an entry of the TOC became.
+#[derive(Clone, Copy, Debug)]
+struct Inode {
+    node: NodeId,
+    /// The node is a regular file with this entry's data.
+    data: bool,
+}
+
+/// The tar's headers, as the TOC has them.
+#[derive(Debug)]
+struct Headers {
+    /// In tar order.
+    ranges: Vec<HeaderRange>,
+    /// By entry.
+    fingerprints: Vec<Fingerprint>,
+}
+
+impl<'a> Plan<'a> {
+    /// Converts a zTOC whose digest and numbers were not checked yet. `max_span` bounds both sizes of a span.
+    pub(crate) fn of(bytes: &'a [u8], max_span: u64) -> Result<Self, CreateError> {
+        let ztoc = ZtocView::of(bytes).map_err(|source| CreateError::Decode { source })?;
+        // Half of the work is hashing, and what goes with it, which the tree does not need. Each half reads the entries for itself: that costs less than
+        // to keep them all, or to hand them over.
+        let (headers, image) = aside::both(
+            || Headers::of(&ztoc),
+            || {
+                let spans = spans_of(&ztoc, max_span)?;
+                let (inodes, image) = image_of(&ztoc)?;
+                Ok::<_, CreateError>((spans, inodes, image))
             },
-            compressed_size: ztoc.compressed_size,
-            tar_size: ztoc.uncompressed_size,
+        );
+        let (headers, (spans, inodes, image)) = (headers?, image?);
+        Ok(Self { bytes, ztoc, image, inodes, headers, spans })
+    }
+
+    /// Whether it was made from what has that digest.
+    pub(crate) fn compare(&self, digest: &Digest) -> Result<(), CreateError> {
+        compare(self.bytes, digest)
+    }
+
+    pub(crate) fn encoding(&self) -> Encoding {
+        match self.ztoc.spans.compression() {
+            Compression::Gzip => Encoding::Gzip,
+            Compression::Uncompressed => Encoding::Tar,
+        }
+    }
+
+    pub(crate) fn compressed_size(&self) -> u64 {
+        self.ztoc.compressed_size
+    }
+
+    pub(crate) fn tar_size(&self) -> u64 {
+        self.ztoc.uncompressed_size
+    }
+
+    /// The span table of the zTOC, which has the windows.
+    pub(crate) fn checkpoints(&self) -> &Spans {
+        &self.ztoc.spans
+    }
+
+    /// The header table, in tar order.
+    pub(crate) fn headers(&self) -> impl ExactSizeIterator<Item = HeaderRow> + Clone {
+        self.headers.ranges.iter().map(|header| {
+            let inode = self.inodes.get(header.entry);
+            let nid = inode.and_then(|inode| self.image.nid(inode.node));
+            HeaderRow {
+                range: header.range.start.0..header.range.end.0,
+                // Each entry has one; no header would agree with this.
+                fingerprint: *self.headers.fingerprints.get(header.entry).unwrap_or(&Fingerprint([0; 16])),
+                nid: nid.map(|nid| nid.0),
+                data: nid.is_some() && inode.is_some_and(|inode| inode.data),
+            }
         })
     }
 }
 
-/// The metadata, and what each entry is in it.
-fn image_of(ztoc: &Borrowed<'_>) -> Result<(Vec<NodeId>, Written), CreateError> {
-    let mut tree = TreeBuilder::new();
-    let mut nodes = Vec::with_capacity(ztoc.entries.len());
-    for entry in &ztoc.entries {
-        check_place(entry, ztoc.uncompressed_size)?;
-        nodes.push(add(&mut tree, entry)?);
+impl Headers {
+    fn of(ztoc: &ZtocView<'_>) -> Result<Self, CreateError> {
+        let entries = ztoc.entries();
+        let mut places = Vec::with_capacity(entries.len());
+        let mut fingerprints = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let entry = entry.map_err(|source| CreateError::Decode { source })?;
+            places.push(entry.place());
+            fingerprints.push(entry.fingerprint());
+        }
+        let ranges = ztoc::header_ranges(&places, ztoc.uncompressed_size)
+            .map_err(|source| CreateError::Toc { source })?;
+        Ok(Self { ranges, fingerprints })
     }
-    let written = erofs_image::write(&tree.finish(), ztoc.uncompressed_size)
+}
+
+/// Whether these bytes have that digest.
+pub(crate) fn compare(ztoc: &[u8], digest: &Digest) -> Result<(), CreateError> {
+    let actual = Sha256::digest(ztoc).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    if actual == digest.digest() {
+        Ok(())
+    } else {
+        Err(CreateError::Digest { expected: digest.to_string(), actual })
+    }
+}
+
+/// The image, and what each entry is in it.
+fn image_of<'a>(ztoc: &ZtocView<'a>) -> Result<(Vec<Inode>, NewImage<'a>), CreateError> {
+    let entries = ztoc.entries();
+    let mut tree = TreeBuilder::new();
+    let mut inodes = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let entry = entry.map_err(|source| CreateError::Decode { source })?;
+        check_place(&entry, ztoc.uncompressed_size)?;
+        let node = add(&mut tree, &entry)?;
+        inodes.push(Inode { node, data: entry.kind == EntryKind::Regular && tree.is_regular(node) });
+    }
+    let image = NewImage::of(tree.finish(), ztoc.uncompressed_size)
         .map_err(|source| CreateError::Image { source })?;
-    Ok((nodes, written))
+    Ok((inodes, image))
 }
 
 /// The span table. The TOC's size of the tar ends at the tar's own end; spans of the padding behind it become empty, since nobody reads them.
-fn spans_of(ztoc: &Borrowed<'_>, max_span: u64) -> Result<SpanRows, CreateError> {
+fn spans_of(ztoc: &ZtocView<'_>, max_span: u64) -> Result<SpanRows, CreateError> {
     let refuse = |span, reason| CreateError::Span { span, reason };
     let tar_size = ztoc.uncompressed_size;
     let gzip = ztoc.spans.compression() == Compression::Gzip;
@@ -109,38 +185,6 @@ fn spans_of(ztoc: &Borrowed<'_>, max_span: u64) -> Result<SpanRows, CreateError>
     }
     SpanRows::new(rows, ztoc.compressed_size, tar_size)
         .map_err(|(at, reason)| refuse(u32::try_from(at).unwrap_or(u32::MAX), reason))
-}
-
-/// Header ranges with the index of their entry, in tar order.
-fn header_ranges(ztoc: &Borrowed<'_>) -> Result<Vec<(usize, Range<u64>)>, CreateError> {
-    let ranges = ztoc.header_ranges().map_err(|source| CreateError::Toc { source })?;
-    let mut end = 0;
-    ranges
-        .into_iter()
-        .map(|header| {
-            let range = header.range.start.0..header.range.end.0;
-            let entry = ztoc.entries.get(header.entry);
-            let refuse = |reason| CreateError::Entry {
-                name: entry.map(|entry| lossy(entry.name)).unwrap_or_default(),
-                reason,
-            };
-            let length = range
-                .end
-                .checked_sub(range.start)
-                .ok_or_else(|| refuse("its header ends before it begins"))?;
-            if range.start < end {
-                return Err(refuse("its header overlaps another"));
-            }
-            if length < BLOCK {
-                return Err(refuse("there is no room for its header"));
-            }
-            if length > MAX_HEADER {
-                return Err(refuse("its header is larger than a header can be"));
-            }
-            end = range.end;
-            Ok((header.entry, range))
-        })
-        .collect()
 }
 
 /// Checks that an entry's data lie in the tar, where the image can point to them.
@@ -194,38 +238,6 @@ fn device(entry: &Entry<&[u8]>) -> Result<(u32, u32), CreateError> {
         .ok()
         .zip(u32::try_from(entry.dev_minor).ok())
         .ok_or_else(|| CreateError::Entry { name: lossy(entry.name), reason: "no such device number" })
-}
-
-fn headers_of(
-    ztoc: &Borrowed<'_>,
-    ranges: &[(usize, Range<u64>)],
-    fingerprints: &[Fingerprint],
-    nodes: &[NodeId],
-    written: &Written,
-) -> Result<Vec<HeaderRow>, CreateError> {
-    let refuse = |name: &[u8], reason| CreateError::Entry { name: lossy(name), reason };
-    let image = Image::open(written.metadata.as_slice())
-        .map_err(|_| refuse(b"/", "the new image does not read back"))?;
-    let mut rows = Vec::with_capacity(ranges.len());
-    for (at, range) in ranges {
-        let (Some(entry), Some(fingerprint), Some(node)) =
-            (ztoc.entries.get(*at), fingerprints.get(*at), nodes.get(*at))
-        else {
-            continue;
-        };
-        let nid = written.nid(*node);
-        let data = match nid {
-            Some(nid) if entry.kind == EntryKind::Regular => {
-                let inode =
-                    image.inode(nid).map_err(|_| refuse(entry.name, "its new inode does not read back"))?;
-                inode.kind == Kind::Regular
-            }
-            _ => false,
-        };
-        let (range, fingerprint) = (range.clone(), *fingerprint);
-        rows.push(HeaderRow { range, fingerprint, nid: nid.map(|nid| nid.0), data });
-    }
-    Ok(rows)
 }
 
 fn lossy(name: &[u8]) -> String {

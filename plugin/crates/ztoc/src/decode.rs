@@ -5,7 +5,7 @@ use soci_proto::ztoc::{CompressionAlgorithm, FileMetadataRef, XattrRef, ZtocRef}
 use thiserror::Error;
 
 use crate::zinfo::{GzipZinfo, TarZinfo, Zinfo, ZinfoError};
-use crate::{Entry, EntryKind, PaxRecord, SpanDigest, Spans, UncompressedOffset, Ztoc};
+use crate::{Entry, EntryKind, PaxRecord, SpanDigest, Spans, UncompressedOffset};
 
 /// Why bytes are no zTOC, or one that contradicts itself.
 #[derive(Debug, Error)]
@@ -58,47 +58,100 @@ pub enum DecodeError {
     Amplified,
 }
 
-pub(crate) fn decode<'a, T: From<&'a [u8]>>(bytes: &'a [u8]) -> Result<Ztoc<T>, DecodeError> {
-    let root = ZtocRef::read_as_root(bytes)?;
-    // A flatbuffer may refer to one sub-table from many places, and vectors nest: a few kilobytes could decode to terabytes. What is
-    // not shared cannot be larger than the buffer.
-    let mut budget = Budget(bytes.len());
-    let version = budget.text(root.version()?)?;
-    let build_tool = budget.text(root.build_tool_identifier()?)?;
-    let compressed_size = unsigned("compressed_archive_size", root.compressed_archive_size()?)?;
-    let uncompressed_size = unsigned("uncompressed_archive_size", root.uncompressed_archive_size()?)?;
-
-    let mut entries = Vec::new();
-    if let Some(metadata) = root.toc()?.ok_or(DecodeError::Missing("TOC"))?.metadata()? {
-        budget.spend(metadata.len().saturating_mul(MIN_ENTRY_LEN))?;
-        entries.reserve_exact(metadata.len());
-        for (index, entry) in metadata.iter().enumerate() {
-            entries.push(read_entry(index, entry?, &mut budget)?);
-        }
-    }
-
-    let compression = root.compression_info()?.ok_or(DecodeError::Missing("compression info"))?;
-    let checkpoints = compression.checkpoints()?.ok_or(DecodeError::Missing("checkpoints"))?;
-    let zinfo = match compression.compression_algorithm()? {
-        CompressionAlgorithm::Gzip => Zinfo::Gzip(GzipZinfo::parse(checkpoints)?),
-        CompressionAlgorithm::Uncompressed => Zinfo::Tar(TarZinfo::parse(checkpoints)?),
-    };
-    let max_span = compression.max_span_id()?;
-    if usize::try_from(max_span).ok().and_then(|max| max.checked_add(1)) != Some(zinfo.count()) {
-        return Err(DecodeError::MaxSpan { recorded: max_span, spans: zinfo.count() });
-    }
-    let texts = compression.span_digests()?.ok_or(DecodeError::Missing("span digests"))?;
-    if texts.len() != zinfo.count() {
-        return Err(ZinfoError::Digests { spans: zinfo.count(), digests: texts.len() }.into());
-    }
-    budget.spend(texts.len().saturating_mul(SpanDigest::TEXT_LEN))?;
-    let mut digests = Vec::with_capacity(texts.len());
-    for (span, text) in texts.iter().enumerate() {
-        digests.push(SpanDigest::parse(text?).ok_or(DecodeError::Digest { span })?);
-    }
-    let spans = Spans::new(zinfo, compressed_size, uncompressed_size, digests)?;
-    Ok(Ztoc { version, build_tool, compressed_size, uncompressed_size, entries, spans })
+/// A zTOC in the bytes that it came in. Everything but its members is read and checked; those are read each time they are asked for, so
+/// that a layer of a million files takes no memory for them, and several threads can go through them at the same time.
+#[derive(Clone, Debug)]
+pub struct ZtocView<'a> {
+    /// [`Ztoc::version`](crate::Ztoc::version).
+    pub version: &'a [u8],
+    /// [`Ztoc::build_tool`](crate::Ztoc::build_tool).
+    pub build_tool: &'a [u8],
+    /// [`Ztoc::compressed_size`](crate::Ztoc::compressed_size).
+    pub compressed_size: u64,
+    /// [`Ztoc::uncompressed_size`](crate::Ztoc::uncompressed_size).
+    pub uncompressed_size: u64,
+    /// The span table.
+    pub spans: Spans,
+    entries: Entries<'a>,
 }
+
+impl<'a> ZtocView<'a> {
+    /// Reads what is not a member. What that takes in memory is bounded by a small multiple of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// When it is no zTOC, or contradicts itself.
+    pub fn of(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let root = ZtocRef::read_as_root(bytes)?;
+        // A flatbuffer may refer to one sub-table from many places, and vectors nest: a few kilobytes could decode to terabytes. What is
+        // not shared cannot be larger than the buffer.
+        let mut budget = Budget(bytes.len());
+        let version = budget.text(root.version()?)?;
+        let build_tool = budget.text(root.build_tool_identifier()?)?;
+        let compressed_size = unsigned("compressed_archive_size", root.compressed_archive_size()?)?;
+        let uncompressed_size = unsigned("uncompressed_archive_size", root.uncompressed_archive_size()?)?;
+
+        let members = root.toc()?.ok_or(DecodeError::Missing("TOC"))?.metadata()?;
+        let count = members.map_or(0, |members| members.len());
+        budget.spend(count.saturating_mul(MIN_ENTRY_LEN))?;
+
+        let compression = root.compression_info()?.ok_or(DecodeError::Missing("compression info"))?;
+        let checkpoints = compression.checkpoints()?.ok_or(DecodeError::Missing("checkpoints"))?;
+        let zinfo = match compression.compression_algorithm()? {
+            CompressionAlgorithm::Gzip => Zinfo::Gzip(GzipZinfo::parse(checkpoints)?),
+            CompressionAlgorithm::Uncompressed => Zinfo::Tar(TarZinfo::parse(checkpoints)?),
+        };
+        let max_span = compression.max_span_id()?;
+        if usize::try_from(max_span).ok().and_then(|max| max.checked_add(1)) != Some(zinfo.count()) {
+            return Err(DecodeError::MaxSpan { recorded: max_span, spans: zinfo.count() });
+        }
+        let texts = compression.span_digests()?.ok_or(DecodeError::Missing("span digests"))?;
+        if texts.len() != zinfo.count() {
+            return Err(ZinfoError::Digests { spans: zinfo.count(), digests: texts.len() }.into());
+        }
+        budget.spend(texts.len().saturating_mul(SpanDigest::TEXT_LEN))?;
+        let mut digests = Vec::with_capacity(texts.len());
+        for (span, text) in texts.iter().enumerate() {
+            digests.push(SpanDigest::parse(text?).ok_or(DecodeError::Digest { span })?);
+        }
+        let spans = Spans::new(zinfo, compressed_size, uncompressed_size, digests)?;
+        let entries = Entries { members, next: 0, count, budget };
+        Ok(Self { version, build_tool, compressed_size, uncompressed_size, spans, entries })
+    }
+
+    /// The tar's members in archive order, as [`Ztoc::entries`](crate::Ztoc::entries). After an error the others are not worth asking for.
+    #[must_use]
+    pub fn entries(&self) -> Entries<'a> {
+        self.entries.clone()
+    }
+}
+
+/// The members of a [`ZtocView`], read one by one.
+#[derive(Clone, Debug)]
+pub struct Entries<'a> {
+    members: Option<planus::Vector<'a, planus::Result<FileMetadataRef<'a>>>>,
+    next: usize,
+    count: usize,
+    budget: Budget,
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = Result<Entry<&'a [u8]>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let index = self.next;
+        let member = self.members?.get(index)?;
+        self.next = index.saturating_add(1);
+        Some(member.map_err(DecodeError::from).and_then(|member| read_entry(index, member, &mut self.budget)))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.count.saturating_sub(self.next);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Entries<'_> {}
 
 /// Less than what any entry takes in the buffer: its place in the vector, the offset of its vtable and those of its strings.
 const MIN_ENTRY_LEN: usize = 32;
@@ -106,6 +159,7 @@ const MIN_ENTRY_LEN: usize = 32;
 const MIN_RECORD_LEN: usize = 16;
 
 /// How much of the buffer's length is not yet accounted for.
+#[derive(Clone, Debug)]
 struct Budget(usize);
 
 impl Budget {
@@ -114,18 +168,18 @@ impl Budget {
         Ok(())
     }
 
-    fn text<'a, T: From<&'a [u8]>>(&mut self, text: Option<&'a [u8]>) -> Result<T, DecodeError> {
+    fn text<'a>(&mut self, text: Option<&'a [u8]>) -> Result<&'a [u8], DecodeError> {
         let text = text.unwrap_or_default();
         self.spend(text.len())?;
-        Ok(T::from(text))
+        Ok(text)
     }
 }
 
-fn read_entry<'a, T: From<&'a [u8]>>(
+fn read_entry<'a>(
     index: usize,
     entry: FileMetadataRef<'a>,
     budget: &mut Budget,
-) -> Result<Entry<T>, DecodeError> {
+) -> Result<Entry<&'a [u8]>, DecodeError> {
     let kind = EntryKind::from_wire(entry.type_()?.unwrap_or_default());
     let mut pax = Vec::new();
     if let Some(records) = entry.xattrs()? {

@@ -1,7 +1,7 @@
 //! One member of the layer's tar, as the TOC records it.
 
 use crate::time;
-use crate::{Fingerprint, UncompressedOffset};
+use crate::{Fingerprint, Place, UncompressedOffset};
 
 /// Prefix of the PAX records that carry extended attributes; what follows it is the attribute's full name.
 pub(crate) const SCHILY_XATTR: &[u8] = b"SCHILY.xattr.";
@@ -126,7 +126,36 @@ impl<T: AsRef<[u8]>> Entry<T> {
     }
 }
 
+impl Entry<&[u8]> {
+    /// The same with texts of its own.
+    pub(crate) fn into_owned(self) -> Entry {
+        let owned =
+            |record: PaxRecord<&[u8]>| PaxRecord { key: record.key.to_vec(), value: record.value.to_vec() };
+        Entry {
+            name: self.name.to_vec(),
+            kind: self.kind,
+            data_offset: self.data_offset,
+            size: self.size,
+            link_name: self.link_name.to_vec(),
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            user_name: self.user_name.to_vec(),
+            group_name: self.group_name.to_vec(),
+            mod_time: self.mod_time.to_vec(),
+            dev_major: self.dev_major,
+            dev_minor: self.dev_minor,
+            pax: self.pax.into_iter().map(owned).collect(),
+        }
+    }
+}
+
 impl<T> Entry<T> {
+    /// Where its data is.
+    pub fn place(&self) -> Place {
+        Place { data_offset: self.data_offset, size: self.size, kind: self.kind }
+    }
+
     /// The end of the member's data without padding; `None` if it cannot be counted.
     pub(crate) fn data_end(&self) -> Option<u64> {
         self.data_offset.0.checked_add(self.size)

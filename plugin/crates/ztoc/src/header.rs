@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::{Fingerprint, TarError, TarScanner, UncompressedOffset, Ztoc};
+use crate::{EntryKind, Fingerprint, TarError, TarScanner, UncompressedOffset};
 
 /// Length of a tar block; headers and data begin on multiples of it.
 pub(crate) const BLOCK_LEN: u64 = 512;
@@ -12,16 +12,27 @@ pub(crate) const BLOCK_LEN: u64 = 512;
 /// The longest headers of one member that are believed: PAX records and two long names of 1 MiB each, with room to spare.
 const MAX_HEADER_LEN: u64 = 4 << 20;
 
+/// Where a member's data is: all that the place of its headers depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// [`Entry::data_offset`](crate::Entry::data_offset).
+    pub data_offset: UncompressedOffset,
+    /// [`Entry::size`](crate::Entry::size).
+    pub size: u64,
+    /// [`Entry::kind`](crate::Entry::kind).
+    pub kind: EntryKind,
+}
+
 /// Where the headers of one member lie in the tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderRange {
-    /// Index in [`Ztoc::entries`].
+    /// Index of the entry in the TOC.
     pub entry: usize,
     /// All its headers, extension headers included: 512 bytes to 4 MiB, ending at its data offset.
     pub range: Range<UncompressedOffset>,
 }
 
-/// Why a TOC cannot be true of any layer. `entry` is the index in [`Ztoc::entries`].
+/// Why a TOC cannot be true of any layer. `entry` is its index in the TOC.
 #[derive(Debug, Error)]
 pub enum InvalidToc {
     /// The entry's data begins before the end of the data of the entry before it, or leaves no room for a header.
@@ -68,15 +79,25 @@ pub enum HeaderMismatch {
     Content,
 }
 
-pub(crate) fn header_ranges<T: AsRef<[u8]>>(ztoc: &Ztoc<T>) -> Result<Vec<HeaderRange>, InvalidToc> {
-    let mut order: Vec<usize> = (0..ztoc.entries.len()).collect();
+/// Where in the tar each entry's headers are, sorted by offset, by upstream's rule: they begin where the data of the entry before them,
+/// padded to 512, ends. `places` are those of a TOC's entries in their order, `uncompressed_size` is the archive's.
+///
+/// # Errors
+///
+/// When entries overlap, so that no header can be there (sparse files, bodyless members with a size), or lie outside the archive.
+/// Upstream refuses such a zTOC as a whole, and so must everybody who would serve files from it.
+pub fn header_ranges(places: &[Place], uncompressed_size: u64) -> Result<Vec<HeaderRange>, InvalidToc> {
     // Archive order decides between entries at one offset, of which the second is refused below.
-    order.sort_by_key(|&index| ztoc.entries.get(index).map(|entry| entry.data_offset));
-    let mut ranges = Vec::with_capacity(order.len());
+    let mut sorted = Vec::new();
+    if !places.is_sorted_by_key(|place| place.data_offset) {
+        sorted = places.iter().enumerate().collect();
+        sorted.sort_by_key(|(_, place)| place.data_offset);
+    }
+    let as_they_come = places.iter().enumerate().take(if sorted.is_empty() { places.len() } else { 0 });
+    let mut ranges = Vec::with_capacity(places.len());
     let mut start = 0;
-    for index in order {
-        let Some(entry) = ztoc.entries.get(index) else { continue };
-        let offset = entry.data_offset;
+    for (index, place) in as_they_come.chain(sorted) {
+        let offset = place.data_offset;
         if !offset.0.is_multiple_of(BLOCK_LEN) {
             return Err(InvalidToc::Misaligned { entry: index, offset });
         }
@@ -85,9 +106,9 @@ pub(crate) fn header_ranges<T: AsRef<[u8]>>(ztoc: &Ztoc<T>) -> Result<Vec<Header
             Some(len @ BLOCK_LEN..=MAX_HEADER_LEN) => len,
             Some(len) => return Err(InvalidToc::HeaderTooLong { entry: index, len }),
         };
-        let end = entry.data_end().ok_or(InvalidToc::BeyondEnd { entry: index })?;
-        let needed = if entry.kind.has_body() { end } else { offset.0 };
-        if needed > ztoc.uncompressed_size {
+        let end = offset.0.checked_add(place.size).ok_or(InvalidToc::BeyondEnd { entry: index })?;
+        let needed = if place.kind.has_body() { end } else { offset.0 };
+        if needed > uncompressed_size {
             return Err(InvalidToc::BeyondEnd { entry: index });
         }
         ranges.push(HeaderRange { entry: index, range: UncompressedOffset(offset.0 - len)..offset });

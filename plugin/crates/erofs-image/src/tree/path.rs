@@ -42,6 +42,18 @@ pub(super) fn clean(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
     Ok(components)
 }
 
+/// What leads to an ordinary file, as it is written, and the file's name. None where only [`clean`] can tell.
+///
+/// Of two paths with the same first part both lead to the same directory.
+pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    let parents = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash.saturating_add(1));
+    let (parents, name) = path.split_at_checked(parents)?;
+    let ordinary = !matches!(name, b"" | b"." | b"..") && !name.starts_with(WHITEOUT);
+    let possible = name.len() <= NAME_MAX && path.len() < MAX_PATH && !name.contains(&0);
+    (ordinary && possible).then_some((parents, name))
+}
+
 /// What a last component means; None if it is a whiteout that hides nothing a directory can have.
 pub(super) fn classify(name: &[u8]) -> Option<Name<'_>> {
     if name == OPAQUE {

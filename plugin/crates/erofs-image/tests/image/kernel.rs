@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use erofs_image::{Attributes, Content, Image, Kind, TreeBuilder, Xattr, write};
+use erofs_image::{Attributes, Content, Image, Kind, NewImage, TreeBuilder, Xattr};
 
 use crate::random::{self, Layer, Random};
 use crate::round_trip;
@@ -180,7 +180,7 @@ fn whiteouts_and_opaque_directories_work_under_overlay() {
     {
         builder.add(path.as_bytes(), plain(), empty()).unwrap();
     }
-    let mount = Mount::of(&write(&builder.finish(), 0).unwrap().metadata);
+    let mount = Mount::of(&NewImage::of(builder.finish(), 0).unwrap().metadata());
     let scratch = tempfile::tempdir().unwrap();
     let base = scratch.path().join("base");
     for directory in ["opaque", "merged", "replaced"] {
@@ -207,12 +207,12 @@ fn a_file_over_four_gibibytes() {
     const AT: u64 = 7 * 512;
     let mut builder = TreeBuilder::new();
     builder.add(b"big", Attributes::default(), Content::Regular { tar_offset: AT, size: SIZE }).unwrap();
-    let written = write(&builder.finish(), AT + SIZE + 1000).unwrap();
+    let written = NewImage::of(builder.finish(), AT + SIZE + 1000).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut image = fs::File::create_new(directory.path().join("image")).unwrap();
-    image.write_all(&written.metadata).unwrap();
-    image.set_len(written.file_size).unwrap();
-    let inode = Image::open(written.metadata.as_slice()).unwrap();
+    image.write_all(&written.metadata()).unwrap();
+    image.set_len(written.file_size()).unwrap();
+    let inode = Image::open(written.metadata()).unwrap();
     let nid = inode.lookup(inode.root(), b"big").unwrap().unwrap();
     let range = inode.inode(nid).unwrap().tar_range.unwrap();
     let places = [0, 1, (4 << 30) - 7, 4 << 30, SIZE - 5];

@@ -1,18 +1,18 @@
 //! What was put in comes out again.
 
-use erofs_image::{Attributes, Content, Image, Nid, TreeBuilder, WriteError, write};
+use erofs_image::{Attributes, Content, Image, NewImage, Nid, TreeBuilder, WriteError};
 
 use crate::random::{self, Layer, Random};
 use crate::walk::{self, Files};
 
 /// The layer file: metadata and tar.
 pub fn file(layer: &Layer) -> Vec<u8> {
-    let written = write(&layer.build().finish(), layer.tar.len() as u64).unwrap();
-    assert_eq!(written.metadata.len() as u64, written.tar_start);
-    assert_eq!(written.tar_start % 4096, 0);
-    let mut file = written.metadata;
+    let written = NewImage::of(layer.build().finish(), layer.tar.len() as u64).unwrap();
+    assert_eq!(written.metadata().len() as u64, written.tar_start());
+    assert_eq!(written.tar_start() % 4096, 0);
+    let mut file = written.metadata();
     file.extend(&layer.tar);
-    file.resize(written.file_size as usize, 0);
+    file.resize(written.file_size() as usize, 0);
     file
 }
 
@@ -55,8 +55,8 @@ fn names_are_found_and_others_are_not() {
         let id = builder.add(path, Attributes::default(), Content::Fifo);
         names.insert(path[2..].to_vec(), id.unwrap());
     }
-    let written = write(&builder.finish(), 0).unwrap();
-    let image = Image::open(written.metadata.as_slice()).unwrap();
+    let written = NewImage::of(builder.finish(), 0).unwrap();
+    let image = Image::open(written.metadata()).unwrap();
     assert_eq!(image.inodes(), names.len() as u64 + 2);
     let directory = image.lookup(image.root(), b"d").unwrap().unwrap();
     for (name, id) in &names {
@@ -85,8 +85,8 @@ fn a_directory_of_a_hundred_thousand() {
             .add(path.as_bytes(), Attributes::default(), Content::Regular { tar_offset: 0, size: 0 })
             .unwrap();
     }
-    let written = write(&builder.finish(), 0).unwrap();
-    let image = Image::open(written.metadata.as_slice()).unwrap();
+    let written = NewImage::of(builder.finish(), 0).unwrap();
+    let image = Image::open(written.metadata()).unwrap();
     let some = image.lookup(image.root(), b"some").unwrap().unwrap();
     let directory = image.lookup(some, b"where").unwrap().unwrap();
     assert_eq!(image.read_dir(directory, 0).unwrap().filter(|entry| entry.is_ok()).count(), 100_002);
@@ -101,8 +101,8 @@ fn a_deep_tree_needs_no_stack() {
     let path = b"d/".repeat(2000);
     let mut builder = TreeBuilder::new();
     builder.add(&path, Attributes::default(), Content::Directory).unwrap();
-    let written = write(&builder.finish(), 0).unwrap();
-    let image = Image::open(written.metadata.as_slice()).unwrap();
+    let written = NewImage::of(builder.finish(), 0).unwrap();
+    let image = Image::open(written.metadata()).unwrap();
     let mut at = image.root();
     let mut depth = 0;
     while let Some(next) = image.lookup(at, b"d").unwrap() {
@@ -118,7 +118,7 @@ fn data_has_to_be_in_the_tar() {
     let write_one = |tar_offset, size, tar_size| {
         let mut builder = TreeBuilder::new();
         builder.add(b"f", Attributes::default(), Content::Regular { tar_offset, size }).unwrap();
-        write(&builder.finish(), tar_size)
+        NewImage::of(builder.finish(), tar_size)
     };
     assert!(matches!(write_one(100, 1, 1000), Err(WriteError::Unaligned { tar_offset: 100 })));
     assert!(matches!(write_one(512, 489, 1000), Err(WriteError::OutsideTar { .. })));
@@ -126,8 +126,8 @@ fn data_has_to_be_in_the_tar() {
     assert!(matches!(write_one(0, 0, 1 << 41), Err(WriteError::TooBig { .. })));
     assert!(matches!(write_one(0, 0, u64::MAX), Err(WriteError::TooBig { .. })));
     let written = write_one(512, 5 << 30, 6 << 30).unwrap();
-    let image = Image::open(written.metadata.as_slice()).unwrap();
+    let image = Image::open(written.metadata()).unwrap();
     let inode = image.inode(image.lookup(image.root(), b"f").unwrap().unwrap()).unwrap();
-    let start = written.tar_start + 512;
+    let start = written.tar_start() + 512;
     assert_eq!((inode.size, inode.tar_range), (5 << 30, Some(start..start + (5 << 30))));
 }

@@ -1,6 +1,6 @@
 //! The rules of OCI layers.
 
-use erofs_image::{Attributes, Content, Image, Kind, NodeId, TreeBuilder, TreeError, Xattr, write};
+use erofs_image::{Attributes, Content, Image, Kind, NewImage, NodeId, TreeBuilder, TreeError, Xattr};
 
 use crate::walk::{self, Files};
 
@@ -17,8 +17,9 @@ fn directory<'a>(builder: &mut TreeBuilder<'a>, path: &'a str) -> NodeId {
 }
 
 fn seen(builder: TreeBuilder<'_>) -> Files {
-    let written = write(&builder.finish(), 0).unwrap();
-    walk::image(&Image::open(written.metadata.as_slice()).unwrap(), &[], usize::MAX).unwrap()
+    let written = NewImage::of(builder.finish(), 0).unwrap();
+    let metadata = written.metadata();
+    walk::image(&Image::open(metadata.as_slice()).unwrap(), &[], usize::MAX).unwrap()
 }
 
 fn names(files: &Files) -> Vec<&str> {
@@ -66,8 +67,9 @@ fn repeated_entries() {
     directory(&mut builder, "gone");
     let child = regular(&mut builder, "gone/child");
     regular(&mut builder, "gone");
-    let written = write(&builder.finish(), 0).unwrap();
-    let image = Image::open(written.metadata.as_slice()).unwrap();
+    let written = NewImage::of(builder.finish(), 0).unwrap();
+    let metadata = written.metadata();
+    let image = Image::open(metadata.as_slice()).unwrap();
     let files = walk::image(&image, &[], usize::MAX).unwrap();
     assert_eq!(names(&files), ["", "d", "d/child", "f", "gone"]);
     assert_eq!(files[b"d".as_slice()].permissions, 0o711);
@@ -119,9 +121,10 @@ fn whiteouts() {
         let error = builder.add(bad.as_bytes(), with(0), Content::Fifo).unwrap_err();
         assert!(matches!(error, TreeError::InvalidName { .. }), "{bad}");
     }
-    let written = write(&builder.finish(), 0).unwrap();
+    let written = NewImage::of(builder.finish(), 0).unwrap();
     assert_eq!(written.nid(whiteout), None);
-    let files = walk::image(&Image::open(written.metadata.as_slice()).unwrap(), &[], usize::MAX).unwrap();
+    let metadata = written.metadata();
+    let files = walk::image(&Image::open(metadata.as_slice()).unwrap(), &[], usize::MAX).unwrap();
     let expected =
         ["", "d", "d/gone", "early", "early-dir", "implicit", "implicit/x", "late", "late-dir", "linked"];
     assert_eq!(names(&files), expected);
@@ -155,8 +158,9 @@ fn what_aufs_left_behind() {
     regular(&mut builder, ".wh..wh.aufs");
     builder.hard_link(b"bin/x", b".wh..wh.plnk/123").unwrap();
     regular(&mut builder, ".wh.dir/below");
-    let written = write(&builder.finish(), 0).unwrap();
-    let files = walk::image(&Image::open(written.metadata.as_slice()).unwrap(), &[], usize::MAX).unwrap();
+    let written = NewImage::of(builder.finish(), 0).unwrap();
+    let metadata = written.metadata();
+    let files = walk::image(&Image::open(metadata.as_slice()).unwrap(), &[], usize::MAX).unwrap();
     assert_eq!(names(&files), ["", "bin", "bin/x"]);
     assert_eq!(files[b"bin/x".as_slice()].ino, written.nid(id).unwrap().0);
 }

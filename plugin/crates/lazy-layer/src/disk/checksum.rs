@@ -1,6 +1,7 @@
 //! Our own checksum over what we wrote.
 
 use std::fmt;
+use std::io;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
@@ -36,6 +37,24 @@ impl Summing {
 
     pub(crate) fn finish(&self) -> Checksum {
         Checksum(self.0.digest128().to_le_bytes())
+    }
+}
+
+/// Passes bytes on, and has them summed.
+pub(crate) struct Summed<'s, W> {
+    pub(crate) to: W,
+    pub(crate) sum: &'s mut Summing,
+}
+
+impl<W: io::Write> io::Write for Summed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.sum.add(bytes.get(..written).unwrap_or(bytes));
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 

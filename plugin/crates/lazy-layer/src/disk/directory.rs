@@ -11,16 +11,17 @@ use ztoc::SpanId;
 
 use super::boot::BootId;
 use super::checked::Checked;
-use super::checksum::Checksum;
+use super::checksum::{Checksum, Summed, Summing};
 use super::headers::{self, HeaderTable};
 use super::manifest::{self, Encoding, Manifest, ManifestError};
 use super::spans::SpanRows;
 use super::states::{self, State, States};
 use super::{Damaged, WINDOW, name, sync};
-use crate::error::FileError;
+use crate::aside;
+use crate::error::{CreateError, FileError};
 use crate::key::LayerKey;
 use crate::mapping::Mapping;
-use crate::toc::{Borrowed, Plan};
+use crate::toc::Plan;
 
 /// Prefix of directories that are being made; left behind only by a daemon that died.
 pub(crate) const MAKING: &str = ".new-";
@@ -110,21 +111,20 @@ impl LayerFiles {
     }
 }
 
-/// Writes a directory under a temporary name, waits until it is on the disk, and gives it its name.
+/// Writes a directory under a temporary name, waits until it is on the disk, and gives it its name. The digest of the zTOC is compared before that.
 pub(crate) fn create(
     layers: &Path,
     key: &LayerKey,
     directory: &str,
-    plan: &Plan,
-    ztoc: &Borrowed<'_>,
+    plan: &Plan<'_>,
     boot: BootId,
-) -> Result<(), FileError> {
+) -> Result<(), CreateError> {
     let making = temporary(layers, MAKING);
     DirBuilder::new().mode(0o700).create(&making).map_err(FileError::of("create", &making))?;
-    let result = fill(&making, key, plan, ztoc, boot).and_then(|()| {
+    let result = fill(&making, key, plan, boot).and_then(|()| {
         let place = layers.join(directory);
         std::fs::rename(&making, &place).map_err(FileError::of("rename to", &place))?;
-        sync_directory(layers)
+        Ok(sync_directory(layers)?)
     });
     if result.is_err() {
         // Best effort: what is left is removed when the store is opened the next time.
@@ -133,52 +133,60 @@ pub(crate) fn create(
     result
 }
 
-fn fill(
-    directory: &Path,
-    key: &LayerKey,
-    plan: &Plan,
-    ztoc: &Borrowed<'_>,
-    boot: BootId,
-) -> Result<(), FileError> {
-    let spans = plan.spans.encode();
-    let headers = headers::encode(&plan.headers);
-    let manifest = Manifest {
-        format: manifest::FORMAT,
-        layer: key.layer.to_string(),
-        ztoc: key.ztoc.to_string(),
-        encoding: plan.encoding,
-        compressed_size: plan.compressed_size,
-        uncompressed_size: plan.tar_size,
-        tar_start: plan.written.tar_start,
-        file_size: plan.written.file_size,
-        metadata: Checksum::of(&plan.written.metadata).to_string(),
-        spans: Checksum::of(&spans).to_string(),
-        headers: Checksum::of(&headers).to_string(),
-        check: String::new(),
+fn fill(directory: &Path, key: &LayerKey, plan: &Plan<'_>, boot: BootId) -> Result<(), CreateError> {
+    // The largest file goes to the disk while the second largest is made, and the zTOC is compared with its digest.
+    let aside = || {
+        let mut sum = Summing::new();
+        let file = write_new(directory, name::HEADERS, |file| {
+            headers::write(Summed { to: file, sum: &mut sum }, plan.headers())
+        })?;
+        plan.compare(&key.ztoc)?;
+        Ok::<_, CreateError>((file, sum.finish()))
     };
-    let json = manifest
-        .encode()
-        .map_err(|error| FileError::of("encode", &directory.join(name::MANIFEST))(error.into()))?;
-    let states = states::fresh(plan.spans.len(), boot);
+    let here = || {
+        let mut sum = Summing::new();
+        let file = write_new(directory, name::LAYER, |file| {
+            plan.image.write_metadata(Summed { to: &mut *file, sum: &mut sum })?;
+            file.set_len(plan.image.file_size())
+        })?;
+        sync::all(&file).map_err(FileError::of("sync", &directory.join(name::LAYER)))?;
+        Ok::<_, CreateError>(sum.finish())
+    };
+    let (headers, metadata) = aside::both(aside, here);
+    let ((headers_file, headers), metadata) = (headers?, metadata?);
+    let spans = plan.spans.encode();
     let windows = |file: &mut File| {
-        let windows =
-            (0..plan.spans.len()).filter_map(|span| ztoc.spans.checkpoint(SpanId(u32::try_from(span).ok()?)));
+        let windows = (0..plan.spans.len())
+            .filter_map(|span| plan.checkpoints().checkpoint(SpanId(u32::try_from(span).ok()?)));
         let mut out = io::BufWriter::with_capacity(1 << 20, file);
-        if plan.encoding == Encoding::Gzip {
+        if plan.encoding() == Encoding::Gzip {
             for checkpoint in windows {
                 out.write_all(checkpoint.window)?;
             }
         }
         out.flush()
     };
-    let layer = |file: &mut File| {
-        file.write_all(&plan.written.metadata)?;
-        file.set_len(plan.written.file_size)
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        layer: key.layer.to_string(),
+        ztoc: key.ztoc.to_string(),
+        encoding: plan.encoding(),
+        compressed_size: plan.compressed_size(),
+        uncompressed_size: plan.tar_size(),
+        tar_start: plan.image.tar_start(),
+        file_size: plan.image.file_size(),
+        metadata: metadata.to_string(),
+        spans: Checksum::of(&spans).to_string(),
+        headers: headers.to_string(),
+        check: String::new(),
     };
+    let json = manifest
+        .encode()
+        .map_err(|error| FileError::of("encode", &directory.join(name::MANIFEST))(error.into()))?;
+    let states = states::fresh(plan.spans.len(), boot);
     let files = [
-        (name::LAYER, write_new(directory, name::LAYER, layer)?),
+        (name::HEADERS, headers_file),
         (name::SPANS, write_new(directory, name::SPANS, |file| file.write_all(&spans))?),
-        (name::HEADERS, write_new(directory, name::HEADERS, |file| file.write_all(&headers))?),
         (name::WINDOWS, write_new(directory, name::WINDOWS, windows)?),
         (name::STATES, write_new(directory, name::STATES, |file| file.write_all(&states))?),
         (name::MANIFEST, write_new(directory, name::MANIFEST, |file| file.write_all(&json))?),
@@ -187,7 +195,7 @@ fn fill(
     for (name, file) in &files {
         sync::all(file).map_err(FileError::of("sync", &directory.join(name)))?;
     }
-    sync_directory(directory)
+    Ok(sync_directory(directory)?)
 }
 
 /// Takes a directory out of use at once, and then removes it.

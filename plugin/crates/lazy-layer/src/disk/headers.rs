@@ -12,6 +12,7 @@
 //!
 //! then one pair of 16 bytes (nid, row) for each file with data, sorted by nid. The file is mapped, not read.
 
+use std::io::{self, Write as _};
 use std::ops::Range;
 
 use ztoc::Fingerprint;
@@ -44,32 +45,32 @@ pub(crate) struct HeaderRow {
 }
 
 /// Writes the table; `rows` in tar order.
-pub(crate) fn encode(rows: &[HeaderRow]) -> Vec<u8> {
-    let mut files: Vec<(u64, u64)> = rows
-        .iter()
-        .enumerate()
-        .filter_map(|(at, row)| row.nid.filter(|_| row.data).map(|nid| (nid, at as u64)))
-        .collect();
+pub(crate) fn write(
+    to: impl io::Write,
+    rows: impl ExactSizeIterator<Item = HeaderRow> + Clone,
+) -> io::Result<()> {
+    let file = |(at, row): (usize, HeaderRow)| row.nid.filter(|_| row.data).map(|nid| (nid, at as u64));
+    let mut files = Vec::with_capacity(rows.len());
+    files.extend(rows.clone().enumerate().filter_map(file));
     files.sort_unstable();
-    let mut out = Vec::with_capacity(HEAD + ROW * rows.len() + FILE * files.len());
-    out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&(rows.len() as u32).to_le_bytes());
-    out.extend_from_slice(&(files.len() as u32).to_le_bytes());
-    out.extend_from_slice(&[0; 12]);
+    let mut out = io::BufWriter::with_capacity(256 << 10, to);
+    out.write_all(&MAGIC)?;
+    out.write_all(&VERSION.to_le_bytes())?;
+    out.write_all(&(rows.len() as u32).to_le_bytes())?;
+    out.write_all(&(files.len() as u32).to_le_bytes())?;
+    out.write_all(&[0; 12])?;
     for row in rows {
-        out.extend_from_slice(&row.range.start.to_le_bytes());
-        out.extend_from_slice(&row.range.end.to_le_bytes());
-        out.extend_from_slice(&row.fingerprint.0);
-        out.extend_from_slice(&row.nid.unwrap_or(0).to_le_bytes());
-        out.push(u8::from(row.data));
-        out.extend_from_slice(&[0; 7]);
+        out.write_all(&row.range.start.to_le_bytes())?;
+        out.write_all(&row.range.end.to_le_bytes())?;
+        out.write_all(&row.fingerprint.0)?;
+        out.write_all(&row.nid.unwrap_or(0).to_le_bytes())?;
+        out.write_all(&[u8::from(row.data), 0, 0, 0, 0, 0, 0, 0])?;
     }
     for (nid, row) in files {
-        out.extend_from_slice(&nid.to_le_bytes());
-        out.extend_from_slice(&row.to_le_bytes());
+        out.write_all(&nid.to_le_bytes())?;
+        out.write_all(&row.to_le_bytes())?;
     }
-    out
+    out.flush()
 }
 
 /// The table of a layer, mapped.
@@ -205,6 +206,12 @@ mod tests {
 
     fn row(range: Range<u64>, nid: u64, data: bool) -> HeaderRow {
         HeaderRow { range, fingerprint: Fingerprint([9; 16]), nid: (nid != 0).then_some(nid), data }
+    }
+
+    fn encode(rows: &[HeaderRow]) -> Vec<u8> {
+        let mut table = Vec::new();
+        write(&mut table, rows.iter().cloned()).unwrap();
+        table
     }
 
     #[test]
