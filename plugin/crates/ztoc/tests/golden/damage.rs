@@ -160,7 +160,21 @@ fn slot(id: u16) -> u16 {
     4 + 2 * id
 }
 
-/// Writes a zTOC whose entries, and the records in them, are one and the same table many times.
+/// Size of a tar of one span.
+const TAR: i64 = 1 << 20;
+
+/// The zinfo of that tar.
+fn tar_zinfo() -> Vec<u8> {
+    let mut builder = FlatBufferBuilder::new();
+    let table = builder.start_table();
+    builder.push_slot_always::<i64>(slot(1), TAR);
+    builder.push_slot_always::<i64>(slot(2), TAR);
+    let root = builder.end_table(table);
+    builder.finish_minimal(root);
+    builder.finished_data().to_vec()
+}
+
+/// Writes a zTOC of such a tar whose entries, and the records in them, are one and the same table many times.
 fn amplified(entries: usize, records: usize) -> Vec<u8> {
     let mut builder = FlatBufferBuilder::new();
     let text = builder.create_byte_string(&[b'x'; 4000]).as_union_value();
@@ -179,8 +193,20 @@ fn amplified(entries: usize, records: usize) -> Vec<u8> {
     let table = builder.start_table();
     builder.push_slot_always::<Offset>(slot(0), entries);
     let toc = builder.end_table(table).as_union_value();
+    let digest = builder.create_string(&format!("sha256:{:064}", 0));
+    let digests = builder.create_vector(&[digest]).as_union_value();
+    let checkpoints = builder.create_vector(&tar_zinfo()).as_union_value();
     let table = builder.start_table();
+    // Uncompressed.
+    builder.push_slot_always::<i8>(slot(0), 2);
+    builder.push_slot_always::<Offset>(slot(2), digests);
+    builder.push_slot_always::<Offset>(slot(3), checkpoints);
+    let compression = builder.end_table(table).as_union_value();
+    let table = builder.start_table();
+    builder.push_slot_always::<i64>(slot(2), TAR);
+    builder.push_slot_always::<i64>(slot(3), TAR);
     builder.push_slot_always::<Offset>(slot(4), toc);
+    builder.push_slot_always::<Offset>(slot(5), compression);
     let root = builder.end_table(table);
     builder.finish_minimal(root);
     builder.finished_data().to_vec()
@@ -198,5 +224,5 @@ fn shared_tables_do_not_multiply() {
             result.map(drop)
         );
     }
-    assert!(matches!(Ztoc::decode(&amplified(1, 0)), Err(DecodeError::Missing(_))));
+    assert_eq!(Ztoc::decode(&amplified(1, 0)).unwrap().entries.len(), 1);
 }
