@@ -141,7 +141,8 @@ pub struct TreeBuilder<'a> {
     root: NodeId,
     /// Root of what AUFS left behind; never written.
     aufs: NodeId,
-    /// The directory that was asked for last, and what led there, as it was written: most entries of a tar stand beside the one before.
+    /// The directory that the last entry stands in, and what led there, as it was written: most entries of a tar stand beside the one before. Whatever
+    /// takes its place stands in its parent, which is here then.
     recent: Option<(&'a [u8], NodeId)>,
 }
 
@@ -354,11 +355,7 @@ impl<'a> TreeBuilder<'a> {
         if let Some(Node { kind: Kind::Directory { children, .. }, .. }) =
             self.nodes.get_mut(directory.index())
         {
-            let replaced = children.insert(name, id);
-            if replaced.is_some() {
-                // It may have been on the way there.
-                self.recent = None;
-            }
+            children.insert(name, id);
         }
         Ok(())
     }
