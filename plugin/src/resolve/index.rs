@@ -289,7 +289,7 @@ impl Resolver {
                     // One that a layer is being made of is on its way already.
                     None => {
                         let (namespace, size) = (key.namespace.as_deref(), Some(ztoc.size()));
-                        self.ztoc(namespace, &key.repository, ztoc.digest(), size).await?
+                        self.compared_ztoc(namespace, &key.repository, ztoc.digest(), size).await?
                     }
                 };
                 let span_size =

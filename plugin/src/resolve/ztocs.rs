@@ -105,6 +105,23 @@ impl Resolver {
         found.ok_or_else(late)?.map_err(|error: Arc<str>| error.to_string())
     }
 
+    /// The same for who does not compare its digest himself: where containerd's copy turns out to be damaged, the registry's.
+    pub(super) async fn compared_ztoc(
+        self: &Arc<Self>,
+        namespace: Option<&str>,
+        repository: &Repository,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<Arc<Fetched>, String> {
+        let ztoc = self.ztoc(namespace, repository, digest, size).await?;
+        if ztoc.origin == Origin::Registry || soci_index::digest_of(&ztoc.bytes) == *digest {
+            return Ok(ztoc);
+        }
+        // Its part of the room may be what the other one waits for.
+        drop(ztoc);
+        self.ztoc(None, repository, digest, size).await
+    }
+
     async fn find_ztoc(
         &self,
         namespace: Option<&str>,

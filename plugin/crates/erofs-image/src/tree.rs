@@ -263,7 +263,7 @@ impl<'a> TreeBuilder<'a> {
         let name = path::classify(name).ok_or_else(|| TreeError::InvalidName { path: lossy(path) })?;
         let hidden = path::is_aufs(parents, &name);
         let directory = self.directory(path, parents, hidden)?;
-        self.recent = split.filter(|_| !hidden).map(|(parents, _)| (parents, directory));
+        self.recent = split.map(|(parents, _)| (parents, directory));
         Ok(Some((directory, name)))
     }
 

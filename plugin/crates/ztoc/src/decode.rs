@@ -115,7 +115,7 @@ impl<'a> ZtocView<'a> {
             digests.push(SpanDigest::parse(text?).ok_or(DecodeError::Digest { span })?);
         }
         let spans = Spans::new(zinfo, compressed_size, uncompressed_size, digests)?;
-        let entries = Entries { members, next: 0, count, budget };
+        let entries = Entries { members, next: 0, budget };
         Ok(Self { version, build_tool, compressed_size, uncompressed_size, spans, entries })
     }
 
@@ -131,7 +131,6 @@ impl<'a> ZtocView<'a> {
 pub struct Entries<'a> {
     members: Option<planus::Vector<'a, planus::Result<FileMetadataRef<'a>>>>,
     next: usize,
-    count: usize,
     budget: Budget,
 }
 
@@ -146,7 +145,7 @@ impl<'a> Iterator for Entries<'a> {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.count.saturating_sub(self.next);
+        let left = self.members.map_or(0, |members| members.len()).saturating_sub(self.next);
         (left, Some(left))
     }
 }

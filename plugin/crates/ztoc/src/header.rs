@@ -87,16 +87,24 @@ pub enum HeaderMismatch {
 /// When entries overlap, so that no header can be there (sparse files, bodyless members with a size), or lie outside the archive.
 /// Upstream refuses such a zTOC as a whole, and so must everybody who would serve files from it.
 pub fn header_ranges(places: &[Place], uncompressed_size: u64) -> Result<Vec<HeaderRange>, InvalidToc> {
-    // Archive order decides between entries at one offset, of which the second is refused below.
-    let mut sorted = Vec::new();
-    if !places.is_sorted_by_key(|place| place.data_offset) {
-        sorted = places.iter().enumerate().collect();
-        sorted.sort_by_key(|(_, place)| place.data_offset);
+    let archive_order = places.iter().enumerate();
+    if places.is_sorted_by_key(|place| place.data_offset) {
+        return ranges_of(archive_order, uncompressed_size);
     }
-    let as_they_come = places.iter().enumerate().take(if sorted.is_empty() { places.len() } else { 0 });
+    let mut sorted: Vec<_> = archive_order.collect();
+    // Archive order decides between entries at one offset, of which the second is refused below.
+    sorted.sort_by_key(|(_, place)| place.data_offset);
+    ranges_of(sorted.into_iter(), uncompressed_size)
+}
+
+/// The same of places that are sorted by offset, with the index of each entry.
+fn ranges_of<'p>(
+    places: impl ExactSizeIterator<Item = (usize, &'p Place)>,
+    uncompressed_size: u64,
+) -> Result<Vec<HeaderRange>, InvalidToc> {
     let mut ranges = Vec::with_capacity(places.len());
     let mut start = 0;
-    for (index, place) in as_they_come.chain(sorted) {
+    for (index, place) in places {
         let offset = place.data_offset;
         if !offset.0.is_multiple_of(BLOCK_LEN) {
             return Err(InvalidToc::Misaligned { entry: index, offset });
